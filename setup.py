@@ -1,0 +1,79 @@
+"""pip's way into CMake: configure, build, install into the package directory. No sources here."""
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+def version() -> str:
+    text = (ROOT / "CMakeLists.txt").read_text()
+    return re.search(r"project\(erlangen VERSION ([0-9.]+)", text).group(1)
+
+
+def torch_requirement() -> str:
+    """The minor of the torch that is built against: torch promises no ABI across minors."""
+    try:
+        major, minor = importlib.metadata.version("torch").split(".")[:2]
+    except importlib.metadata.PackageNotFoundError:
+        sys.exit("Erlangen is built against torch: install torch first, or drop --no-build-isolation.")
+    return f"torch=={major}.{minor}.*"
+
+
+def tool(name: str) -> str:
+    """A program of this Python environment, even where its bin directory is not in PATH."""
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    found = shutil.which(name, path=path)
+    if found is None:
+        sys.exit(f"Erlangen needs {name} to build: pip install {name}")
+    return found
+
+
+class CMakeBuild(build_ext):
+    """Builds with CMake. An editable install goes into the source's own package directory."""
+
+    def run(self):
+        in_source = self.inplace or getattr(self, "editable_mode", False)
+        prefix = ROOT / "python/erlangen" if in_source else Path(self.build_lib).resolve() / "erlangen"
+        build = ROOT / "build" / ("editable" if in_source else "wheel")
+        torch = Path(importlib.util.find_spec("torch").origin).parent
+        # Fresh: under build isolation torch and ninja lie elsewhere each time. Objects are kept.
+        configure = [tool("cmake"), "--fresh", "-S", ROOT, "-B", build, "-G", "Ninja"]
+        configure += [
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+            f"-DCMAKE_INSTALL_PREFIX={prefix}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DCMAKE_PREFIX_PATH={torch}",
+            "-DERLANGEN_BUILD_PYTHON=ON",
+        ]
+        configure += os.environ.get("CMAKE_ARGS", "").split()
+        subprocess.run(configure, check=True)
+        subprocess.run([tool("cmake"), "--build", build, "--target", "install"], check=True)
+
+    # What setuptools asks of an extension that it would have compiled itself.
+    def get_outputs(self):
+        return []
+
+    def get_output_mapping(self):
+        return {}
+
+    def get_source_files(self):
+        return []
+
+
+setup(
+    version=version(),
+    install_requires=[torch_requirement()],
+    ext_modules=[Extension("erlangen._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)

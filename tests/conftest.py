@@ -1,0 +1,99 @@
+"""Shared by all tests: seeds, devices, the CMake build, and a count of what had no GPU to run on."""
+
+import os
+import re
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+NO_GPU = "no CUDA device"
+cpp_skips = pytest.StashKey[int]()
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(
+    params=[
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)),
+    ]
+)
+def device(request) -> torch.device:
+    """Every device kind there is; one that is missing is counted as a skip."""
+    return torch.device(request.param)
+
+
+class CMake:
+    """CMake in the environment of this Python, with messages that show the end of its output."""
+
+    def __init__(self, env: dict | None = None):
+        self.env = dict(os.environ if env is None else env)
+        # First: programs of this environment, which may not be activated.
+        self.env["PATH"] = sysconfig.get_path("scripts") + os.pathsep + self.env["PATH"]
+
+    def run(self, *command, ok: bool = True, cwd=None) -> str:
+        done = subprocess.run(
+            [str(word) for word in command],
+            env=self.env,
+            cwd=cwd,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        if ok != (done.returncode == 0):
+            line = " ".join(map(str, command))
+            pytest.fail(f"exit {done.returncode} from: {line}\n{done.stdout[-8000:]}", pytrace=False)
+        return done.stdout
+
+    def configure(self, source, build, *options, ok: bool = True) -> str:
+        return self.run("cmake", "--fresh", "-S", source, "-B", build, "-G", "Ninja", *options, ok=ok)
+
+    def build(self, build) -> str:
+        return self.run("cmake", "--build", build, "--parallel", jobs())
+
+
+def jobs() -> str:
+    return os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
+
+
+@pytest.fixture(scope="session")
+def torch_dir() -> Path:
+    return Path(torch.__file__).parent
+
+
+@pytest.fixture(scope="session")
+def cmake_build(request, torch_dir) -> Path:
+    """Erlangen for C++ users, with its C++ tests; kept in pytest's cache, so the next run is quick.
+
+    The kernels for CUDA are in it only where they can run.
+    """
+    build = Path(request.config.cache.mkdir("erlangen-cmake"))
+    cuda = "AUTO" if torch.cuda.is_available() else "OFF"
+    cmake = CMake()
+    cmake.configure(
+        ROOT,
+        build,
+        f"-DCMAKE_PREFIX_PATH={torch_dir}",
+        f"-DERLANGEN_CUDA={cuda}",
+        "-DERLANGEN_BUILD_TESTS=ON",
+    )
+    cmake.build(build)
+    return build
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    skipped = terminalreporter.stats.get("skipped", [])
+    python = sum(1 for report in skipped if re.search("cuda|gpu", str(report.longrepr), re.I))
+    cpp = config.stash.get(cpp_skips, 0)
+    terminalreporter.write_line(
+        f"skipped for want of a GPU: {python} Python tests, {cpp} C++ tests; "
+        f"CUDA device present: {torch.cuda.is_available()}"
+    )

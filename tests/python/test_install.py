@@ -1,0 +1,106 @@
+"""What is installed: usable from CMake without nvcc, and silent about the machine that built it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, CMake
+
+import erlangen
+from erlangen import _version_check
+
+PACKAGE = Path(erlangen.__file__).parent
+
+
+@pytest.fixture(scope="session")
+def prefix(cmake_build, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("installed") / "prefix"
+    CMake().run("cmake", "--install", cmake_build, "--prefix", path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def without_nvcc() -> dict:
+    """An environment in which nvcc cannot be found."""
+    env = {k: v for k, v in os.environ.items() if k not in ("CUDACXX", "CUDA_HOME", "CUDA_PATH")}
+    folders = env["PATH"].split(os.pathsep)
+    env["PATH"] = os.pathsep.join(f for f in folders if not Path(f, "nvcc").exists())
+    return env
+
+
+def installed(tree: Path) -> list[Path]:
+    """The files that CMake installs (a package directory of an editable install has others)."""
+    parts = [tree / "lib", tree / "include", tree / "share", *tree.glob("_C*.so")]
+    return [f for part in parts for f in ([part] if part.is_file() else part.rglob("*")) if f.is_file()]
+
+
+@pytest.mark.parametrize("which", ["prefix", "package"])
+def test_no_build_paths(which, request, cmake_build, torch_dir):
+    tree = PACKAGE if which == "package" else request.getfixturevalue("prefix")
+    files = installed(tree)
+    assert {"liberlangen.so", "erlangen.h", "erlangenConfig.cmake"} <= {f.name for f in files}
+    unwanted = [f"{ROOT}/", str(cmake_build), f"{Path.home()}/", f"{torch_dir}", f"{sys.prefix}/"]
+    unwanted += ["pip-build-env", "pip-req-build"]  # where pip builds in isolation
+    for file in files:
+        data = file.read_bytes()
+        found = [text for text in unwanted if text.encode() in data]
+        assert not found, f"{file} contains {found}"
+        if file.suffix == ".so":
+            dynamic = subprocess.run(["readelf", "-d", file], text=True, capture_output=True).stdout
+            for paths in re.findall(r"R(?:UN)?PATH.*\[(.*)\]", dynamic):
+                assert all(path.startswith("$ORIGIN") for path in paths.split(":")), (file, paths)
+
+
+def test_package_holds_no_tests():
+    assert not list(PACKAGE.rglob("*test*"))
+
+
+@pytest.mark.parametrize("which", ["prefix", "package"])
+def test_consumer(which, request, tmp_path, torch_dir, without_nvcc):
+    if which == "prefix":
+        found_in = f"{request.getfixturevalue('prefix')};{torch_dir}"
+    else:  # as the README says it; torch is found beside the package or through python
+        command = [sys.executable, "-c", "import erlangen; print(erlangen.cmake_prefix_path)"]
+        done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=True)
+        found_in = done.stdout.strip()
+    cmake = CMake(without_nvcc)
+    assert "nvcc" not in [p.name for f in cmake.env["PATH"].split(os.pathsep) for p in Path(f).glob("nvcc")]
+    cmake.configure(ROOT / "tests/consumer", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={found_in}")
+    assert "CUDA_COMPILER" not in (tmp_path / "build/CMakeCache.txt").read_text()
+    cmake.build(tmp_path / "build")
+    assert "erlangen works" in cmake.run(tmp_path / "build/consumer", cwd=tmp_path)
+
+
+def test_consumer_with_another_torch(prefix, tmp_path, torch_dir):
+    """find_package says which torch is there and which is needed."""
+    shutil.copytree(prefix, tmp_path / "prefix")
+    config = tmp_path / "prefix/share/cmake/erlangen/erlangenConfig.cmake"
+    version = torch.__version__.split("+")[0]
+    text = config.read_text()
+    assert f'erlangen_TORCH_VERSION "{version}"' in text
+    config.write_text(text.replace(f'"{version}"', '"1.99.0"'))
+    out = CMake().configure(
+        ROOT / "tests/consumer",
+        tmp_path / "build",
+        f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'};{torch_dir}",
+        ok=False,
+    )
+    out = " ".join(out.split())
+    assert "built against torch 1.99.0" in out and f"is {version}" in out
+
+
+def test_import_checks_torch():
+    here = {"torch": torch.__version__.split("+")[0], "cuda": torch.version.cuda or ""}
+    _version_check.check(here)
+    _version_check.check({**here, "cuda": ""})  # a build without kernels serves any torch
+    major, minor, *_ = here["torch"].split(".")
+    _version_check.check({**here, "torch": f"{major}.{minor}.99"})
+    with pytest.raises(ImportError, match=r"built against torch 1\.99\.0 and torch .* is installed"):
+        _version_check.check({**here, "torch": "1.99.0"})
+    with pytest.raises(ImportError, match=r"built with CUDA 99\.0 kernels and torch"):
+        _version_check.check({**here, "cuda": "99.0"})
