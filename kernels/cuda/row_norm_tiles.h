@@ -1,0 +1,84 @@
+// Which thread of the row-norm kernels works on which row and column. Plain index arithmetic,
+// compiled for the device and for the host, where a test enumerates it.
+//
+// The rows of up to kTensorsPerLaunch tensors are numbered through. A worker (a warp or a block)
+// takes row w, w + W, w + 2W, ... of W workers, so that neighbours read neighbouring rows, and
+// finds a row's tensor by walking the table forward. Within a row, thread t of T takes the packs t,
+// t + T, t + 2T, ... of `width` columns each.
+
+#pragma once
+
+#include <cstdint>
+
+#include "../row_norm.h"
+
+namespace erlangen::kernels::cuda {
+
+constexpr int kTensorsPerLaunch = 50;
+constexpr int kVectorBytes = 16;
+
+struct RowTable {
+  RowNormTensor tensors[kTensorsPerLaunch];
+  int64_t ends[kTensorsPerLaunch];  // rows up to and including this tensor
+  int64_t count;
+};
+
+// Table and options travel as kernel arguments, of which every driver takes 4 KB.
+static_assert(sizeof(RowTable) + sizeof(RowNormOptions) <= 4096, "kernel arguments too large");
+
+ERLANGEN_INLINE int64_t rows_in(const RowTable& table) {
+  return table.count == 0 ? 0 : table.ends[table.count - 1];
+}
+
+// The tensor that holds a row; `from` is the tensor of any earlier row, 0 at first.
+ERLANGEN_INLINE int tensor_of_row(const RowTable& table, int64_t row, int from) {
+  while (row >= table.ends[from]) ++from;
+  return from;
+}
+
+ERLANGEN_INLINE int64_t row_in_tensor(const RowTable& table, int tensor, int64_t row) {
+  return row - (table.ends[tensor] - table.tensors[tensor].rows);
+}
+
+// First column of a thread's pack number `pack`.
+ERLANGEN_INLINE int64_t pack_column(int64_t pack, int thread, int threads, int width) {
+  return (pack * threads + thread) * width;
+}
+
+// Columns that one 16-byte vector of the narrower of the two types holds.
+constexpr int pack_width(int param_bytes, int momentum_bytes) {
+  return kVectorBytes / (param_bytes < momentum_bytes ? param_bytes : momentum_bytes);
+}
+
+// Whether every row starts at a multiple of 16 bytes in all three buffers and is whole packs long.
+inline bool takes_vectors(const RowNormTensor& tensor, int64_t cols, int param_bytes,
+                          int momentum_bytes) {
+  const auto aligned = [&](const void* data, int64_t stride, int bytes) {
+    return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0 &&
+           (tensor.rows == 1 || stride * bytes % kVectorBytes == 0);
+  };
+  return cols % pack_width(param_bytes, momentum_bytes) == 0 &&
+         aligned(tensor.param, tensor.param_stride, param_bytes) &&
+         aligned(tensor.grad, tensor.grad_stride, param_bytes) &&
+         aligned(tensor.momentum, tensor.momentum_stride, momentum_bytes);
+}
+
+// Fills the table with the next tensors, from index `begin` on, that take vectors or that do not.
+// Returns the index to go on from.
+inline int64_t fill_table(const RowNormTensor* tensors, int64_t count, int64_t begin, bool vectors,
+                          int64_t cols, int param_bytes, int momentum_bytes, RowTable* table) {
+  table->count = 0;
+  int64_t i = begin;
+  for (; i < count && table->count < kTensorsPerLaunch; ++i) {
+    const RowNormTensor& tensor = tensors[i];
+    if (tensor.rows == 0) continue;
+    if (takes_vectors(tensor, cols, param_bytes, momentum_bytes) != vectors) continue;
+    const int64_t before = rows_in(*table);
+    table->tensors[table->count] = tensor;
+    table->ends[table->count] = before + tensor.rows;
+    ++table->count;
+  }
+  return i;
+}
+
+}  // namespace erlangen::kernels::cuda
