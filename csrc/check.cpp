@@ -1,0 +1,209 @@
+#include "check.h"
+
+#include "ivalue.h"
+#include "layout.h"
+#include "polar.h"
+
+#include <ATen/Functions.h>
+#include <c10/util/Exception.h>
+#include <erlangen/functional.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <unordered_map>
+
+namespace erlangen {
+
+namespace {
+
+void check_range(const std::string& where, const char* name, double value, double low, double high,
+                 const char* allowed) {
+  TORCH_CHECK_VALUE(std::isfinite(value) && value >= low && value < high, where, ": ", name, " is ",
+                    value, "; allowed: ", allowed);
+}
+
+void check_at_least_0(const std::string& where, const char* name, double value) {
+  check_range(where, name, value, 0.0, std::numeric_limits<double>::infinity(),
+              "finite numbers >= 0");
+}
+
+void check_fraction(const std::string& where, const char* name, double value) {
+  check_range(where, name, value, 0.0, 1.0, "numbers in [0, 1)");
+}
+
+const std::vector<std::string> kRules = {"spectral", "right_spectral", "left_spectral", "row_norm",
+                                         "column_norm", "hybrid", "adamw"};
+
+}  // namespace
+
+void check_one_of(const std::string& where, const char* name, const std::string& value,
+                  const std::vector<std::string>& allowed) {
+  TORCH_CHECK_VALUE(std::find(allowed.begin(), allowed.end(), value) != allowed.end(), where, ": ",
+                    name, " is ", repr(value), "; allowed: ", join(allowed));
+}
+
+const std::vector<std::string>& adjust_lr_fn_names() {
+  static const std::vector<std::string> names = {"match_rms_adamw", "original", "unit_rms_norm",
+                                                 "none"};
+  return names;
+}
+
+std::string join(const std::vector<std::string>& names) {
+  std::string result;
+  for (const auto& name : names) result += (result.empty() ? "" : ", ") + name;
+  return result;
+}
+
+std::string describe_group(size_t group, const EquivariantOptions& options) {
+  const std::string where = "param_groups[" + std::to_string(group) + "]";
+  return options.role().empty() ? where : where + " (role " + options.role() + ")";
+}
+
+std::string describe_param(size_t group, size_t param, const EquivariantOptions& options) {
+  const std::string where = describe_group(group, options) + ", parameter " + std::to_string(param);
+  const auto& names = options.param_names();
+  return param < names.size() ? where + " (" + names[param] + ")" : where;
+}
+
+void check_polar_options(const PolarOptions& options, const std::string& where) {
+  const NsCoefficients& coefficients = options.ns_coefficients;
+  if (coefficients.triples.empty()) {
+    check_one_of(where, "ns_coefficients", coefficients.name, coefficient_set_names());
+  }
+  for (const auto& triple : coefficients.triples) {
+    for (double c : triple) {
+      TORCH_CHECK_VALUE(std::isfinite(c), where, ": ns_coefficients holds ", c,
+                        "; allowed: finite numbers");
+    }
+  }
+  if (options.ns_steps) {
+    TORCH_CHECK_VALUE(*options.ns_steps >= 1 && *options.ns_steps < 100, where, ": ns_steps is ",
+                      *options.ns_steps, "; allowed: None or 1 to 99");
+    TORCH_CHECK_VALUE(coefficients.name != "deepseek_v4" || *options.ns_steps == 10, where,
+                      ": ns_steps is ", *options.ns_steps,
+                      "; allowed with ns_coefficients \"deepseek_v4\": None or 10");
+  }
+  check_one_of(where, "ns_method", options.ns_method, {"auto", "standard", "gram", "exact"});
+  check_one_of(where, "ns_dtype", options.ns_dtype, {"auto", "float32", "bfloat16", "float16"});
+  check_at_least_0(where, "ns_eps", options.ns_eps);
+}
+
+void check_options(const EquivariantOptions& options, const std::string& where) {
+  TORCH_CHECK_VALUE(!options.rule().empty(), where, " has no rule; allowed: ", join(kRules));
+  check_one_of(where, "rule", options.rule(), kRules);
+  const bool adamw = options.rule() == "adamw";
+
+  check_at_least_0(where, "lr", options.lr());
+  check_at_least_0(where, "lr_scale", options.lr_scale());
+  check_at_least_0(where, "weight_decay", options.weight_decay());
+  check_one_of(where, "decay", options.decay(), {"decoupled", "cautious"});
+  check_one_of(where, "order", options.order(), {"row_then_polar", "polar_then_row"});
+  check_one_of(where, "support", options.support(), {"all", "gradient"});
+  check_fraction(where, "momentum", options.momentum());
+  check_one_of(where, "momentum_order", options.momentum_order(),
+               {"momentum_first", "polar_first"});
+  check_one_of(where, "adjust_lr_fn", options.adjust_lr_fn(), adjust_lr_fn_names());
+  check_polar_options({options.ns_coefficients(), options.ns_steps(), options.ns_method(),
+                       options.ns_dtype(), options.ns_eps()},
+                      where);
+  check_fraction(where, "betas[0]", std::get<0>(options.betas()));
+  check_fraction(where, "betas[1]", std::get<1>(options.betas()));
+  check_at_least_0(where, "eps", options.eps());
+  check_one_of(where, "state_dtype", options.state_dtype(), {"auto", "bfloat16"});
+  TORCH_CHECK_VALUE(!options.capturable(), where,
+                    ": capturable is True; allowed: False, until the rules run in CUDA graphs");
+
+  if (options.center()) {
+    TORCH_CHECK_VALUE(!adamw && options.rule() != "column_norm", where, ": center is True with rule ",
+                      repr(options.rule()), "; allowed: center=False, or another rule");
+    TORCH_CHECK_VALUE(!splits_units(options.layout()), where,
+                      ": center is True with a layout that has heads, sections or pairs, whose rows "
+                      "share no shift; allowed: center=False, or a layout of transpose and flatten");
+    TORCH_CHECK_VALUE(options.decay() != "cautious", where,
+                      ": decay is \"cautious\" with center=True, whose shift it would move; allowed: "
+                      "decay=\"decoupled\", or center=False");
+  }
+  TORCH_CHECK_VALUE(std::isfinite(options.alpha()), where, ": alpha is ", options.alpha(),
+                    "; allowed: finite numbers");
+  if (options.alpha() != 0.0) {
+    const bool has_norm =
+        options.rule() == "spectral" || options.rule() == "right_spectral" ||
+        options.rule() == "left_spectral" ||
+        (options.rule() == "hybrid" && options.order() == "row_then_polar");
+    TORCH_CHECK_VALUE(has_norm, where, ": alpha is ", options.alpha(), " with rule ",
+                      repr(options.rule()), options.rule() == "hybrid" ? " and order " : "",
+                      options.rule() == "hybrid" ? repr(options.order()) : "",
+                      ", where it has no meaning; allowed: 0");
+  }
+}
+
+void check_param(const at::Tensor& param, const EquivariantOptions& options,
+                 const std::string& where) {
+  TORCH_CHECK_TYPE(param.defined(), where, " is an undefined tensor");
+  TORCH_CHECK_TYPE(param.layout() == at::kStrided, where, " is sparse (", param.layout(),
+                   "); allowed: dense tensors");
+  const auto dtype = param.scalar_type();
+  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
+                       dtype == at::kHalf,
+                   where, " has dtype ", dtype, "; allowed: float32, float64, bfloat16, float16");
+  TORCH_CHECK_TYPE(!param.unsafeGetTensorImpl()->is_python_dispatch(), where,
+                   " is a tensor subclass (such as a DTensor); allowed: plain tensors");
+  if (options.rule() != "adamw") {
+    matrix_views(options.layout(), param.sizes(), param.strides(), where);
+  }
+}
+
+void check_grad(const at::Tensor& grad, const at::Tensor& param, c10::function_ref<std::string()> where) {
+  TORCH_CHECK_TYPE(grad.layout() == at::kStrided, where(), ": the gradient is sparse (",
+                   grad.layout(), "); allowed: dense gradients");
+  TORCH_CHECK_VALUE(grad.sizes() == param.sizes(), where(), ": the gradient has shape ", grad.sizes(),
+                    ", the parameter ", param.sizes());
+  TORCH_CHECK_VALUE(grad.device() == param.device(), where(), ": the gradient is on ", grad.device(),
+                    ", the parameter on ", param.device());
+  TORCH_CHECK_TYPE(at::isFloatingType(grad.scalar_type()), where(), ": the gradient has dtype ",
+                   grad.scalar_type(), "; allowed: floating point");
+}
+
+void check_state(const EquivariantParamState& state, const at::Tensor& param,
+                 c10::function_ref<std::string()> where) {
+  const auto check = [&](const char* name, const at::Tensor& tensor) {
+    if (!tensor.defined()) return;
+    TORCH_CHECK_VALUE(tensor.sizes() == param.sizes(), where(), ": state ", name, " has shape ",
+                      tensor.sizes(), ", the parameter ", param.sizes());
+    TORCH_CHECK_VALUE(tensor.device() == param.device(), where(), ": state ", name, " is on ",
+                      tensor.device(), ", the parameter on ", param.device(),
+                      "; move the parameters before the first step, or load the state again");
+  };
+  check("momentum_buffer", state.momentum_buffer());
+  check("exp_avg", state.exp_avg());
+  check("exp_avg_sq", state.exp_avg_sq());
+}
+
+void check_state_complete(const EquivariantParamState& state, const EquivariantOptions& options,
+                          c10::function_ref<std::string()> where) {
+  const auto check = [&](const char* name, const at::Tensor& tensor) {
+    TORCH_CHECK_VALUE(tensor.defined(), where(), ": the loaded state has no ", name,
+                      ", which rule ", repr(options.rule()), " continues from");
+  };
+  const bool adamw = options.rule() == "adamw";
+  if (!adamw) check("momentum_buffer", state.momentum_buffer());
+  if (adamw) check("exp_avg", state.exp_avg());
+  if (adamw) check("exp_avg_sq", state.exp_avg_sq());
+  if (adamw || options.stochastic_rounding()) check("step", state.step());
+}
+
+void check_no_duplicates(const std::vector<std::vector<at::Tensor>>& params_of_groups) {
+  std::unordered_map<const void*, std::pair<size_t, size_t>> seen;
+  for (size_t g = 0; g < params_of_groups.size(); ++g) {
+    for (size_t p = 0; p < params_of_groups[g].size(); ++p) {
+      const auto [first, fresh] =
+          seen.emplace(params_of_groups[g][p].unsafeGetTensorImpl(), std::pair(g, p));
+      TORCH_CHECK_VALUE(fresh, "param_groups[", g, "], parameter ", p,
+                        " is the same tensor as param_groups[", first->second.first,
+                        "], parameter ", first->second.second, "; allowed: each parameter once");
+    }
+  }
+}
+
+}  // namespace erlangen

@@ -1,0 +1,56 @@
+// What a user may give: one function for each kind of value, called wherever such a value enters.
+// Every error names the place, the value and what is allowed, and is raised before any change.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/FunctionRef.h>
+#include <erlangen/functional.h>
+#include <erlangen/optimizer.h>
+#include <erlangen/options.h>
+
+#include <string>
+#include <vector>
+
+namespace erlangen {
+
+// "a, b, c"
+std::string join(const std::vector<std::string>& names);
+
+const std::vector<std::string>& adjust_lr_fn_names();
+
+// Raises c10::ValueError when `value` is none of `allowed`.
+void check_one_of(const std::string& where, const char* name, const std::string& value,
+                  const std::vector<std::string>& allowed);
+
+// "param_groups[1]", and "param_groups[1], parameter 3 (model.norm.weight)".
+std::string describe_group(size_t group, const EquivariantOptions& options);
+std::string describe_param(size_t group, size_t param, const EquivariantOptions& options);
+
+// Raises c10::ValueError for a value out of range, an unknown name, or options that exclude each
+// other.
+void check_options(const EquivariantOptions& options, const std::string& where);
+
+// The same for what PolarOptions says, for callers of the bare rules.
+void check_polar_options(const PolarOptions& options, const std::string& where);
+
+// Raises c10::TypeError for a parameter of a type or layout that no rule can take, c10::ValueError
+// for a shape that this group's rule cannot take.
+void check_param(const at::Tensor& param, const EquivariantOptions& options,
+                 const std::string& where);
+
+// Raises c10::TypeError or c10::ValueError for a gradient that does not fit its parameter. Called at
+// every step, so it asks `where` for its text only when there is something to say.
+void check_grad(const at::Tensor& grad, const at::Tensor& param, c10::function_ref<std::string()> where);
+
+// Raises c10::ValueError for state of another shape or on another device than its parameter.
+void check_state(const EquivariantParamState& state, const at::Tensor& param,
+                 c10::function_ref<std::string()> where);
+
+// Raises c10::ValueError for state that lacks what the rule continues from.
+void check_state_complete(const EquivariantParamState& state, const EquivariantOptions& options,
+                          c10::function_ref<std::string()> where);
+
+// Raises c10::ValueError when a tensor stands twice among the parameters of all groups.
+void check_no_duplicates(const std::vector<std::vector<at::Tensor>>& params_of_groups);
+
+}  // namespace erlangen

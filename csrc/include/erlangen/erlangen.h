@@ -1,0 +1,7 @@
+// Everything a program that trains with Erlangen needs: one include.
+#pragma once
+
+#include <erlangen/functional.h>
+#include <erlangen/optimizer.h>
+#include <erlangen/options.h>
+#include <erlangen/routing.h>

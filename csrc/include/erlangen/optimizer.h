@@ -1,0 +1,90 @@
+// Equivariant and its presets: torch::optim::Optimizer subclasses that give every parameter group
+// the update rule that its symmetry asks for (arXiv 2605.18106).
+#pragma once
+
+#include <erlangen/options.h>
+#include <torch/optim/optimizer.h>
+#include <torch/serialize/archive.h>
+#include <torch/types.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace erlangen {
+
+class Plan;
+
+// One parameter's state; tensors come into being at the parameter's first step.
+struct EquivariantParamState
+    : public torch::optim::OptimizerCloneableParamState<EquivariantParamState> {
+  // Matrix rules: average of the gradients (or directions), the parameter's shape.
+  TORCH_ARG(torch::Tensor, momentum_buffer);
+  // adamw: the two moments, the parameter's shape.
+  TORCH_ARG(torch::Tensor, exp_avg);
+  TORCH_ARG(torch::Tensor, exp_avg_sq);
+  // adamw and stochastic rounding: steps taken, a 0-dim float32 tensor.
+  TORCH_ARG(torch::Tensor, step);
+
+ public:
+  void serialize(torch::serialize::InputArchive& archive) override;
+  void serialize(torch::serialize::OutputArchive& archive) const override;
+};
+
+// Takes parameter groups, each with a rule: erlangen::param_groups(module) makes them. A value set
+// in a group's own options beats the one in `defaults`. Every error (c10::Error: c10::ValueError,
+// c10::TypeError) is raised before a parameter or a state has changed.
+class Equivariant : public torch::optim::Optimizer {
+ public:
+  explicit Equivariant(const std::vector<torch::optim::OptimizerParamGroup>& param_groups,
+                       EquivariantOptions defaults = {});
+  // Bare parameters have no rule; this exists to say so. The presets below take them.
+  explicit Equivariant(std::vector<torch::Tensor> params, EquivariantOptions defaults = {});
+  ~Equivariant() override;
+  Equivariant(Equivariant&&) noexcept;
+  Equivariant& operator=(Equivariant&&) noexcept;
+
+  // Parameters whose gradient is undefined are left alone. Returns the closure's loss, if any.
+  torch::Tensor step(LossClosure closure = nullptr) override;
+  // Hides the base class's, which would leave the group's options unchecked and incomplete.
+  void add_param_group(const torch::optim::OptimizerParamGroup& param_group);
+  void save(torch::serialize::OutputArchive& archive) const override;
+  // Checks that groups, shapes and options fit before anything is replaced.
+  void load(torch::serialize::InputArchive& archive) override;
+  // A table: parameter, shape, role, rule, logical matrices, lr scale.
+  std::string explain() const;
+
+ private:
+  std::unique_ptr<Plan> plan_;  // derived from the groups, so it is not saved
+};
+
+// The options that a preset class chooses; its name is one of those below. Raises c10::ValueError
+// for another.
+EquivariantOptions preset_options(const std::string& preset);
+
+// The same class with the rule preset, so that bare parameters are enough. What `defaults` chooses
+// beats what the preset does.
+#define ERLANGEN_PRESET(Name)                                                                  \
+  class Name : public Equivariant {                                                            \
+   public:                                                                                     \
+    explicit Name(const std::vector<torch::optim::OptimizerParamGroup>& param_groups,          \
+                  EquivariantOptions defaults = {})                                            \
+        : Equivariant(param_groups, (defaults.fill_from(preset_options(#Name)), defaults)) {}  \
+    explicit Name(std::vector<torch::Tensor> params, EquivariantOptions defaults = {})         \
+        : Name({torch::optim::OptimizerParamGroup(std::move(params))}, std::move(defaults)) {} \
+  }
+
+// torch.optim.Muon: spectral, weight decay 0.1, Jordan's coefficients, his scale by shape, and
+// norms clamped at 1e-7.
+ERLANGEN_PRESET(Muon);
+// Spectral with alpha 1: the polar direction times the nuclear norm (polargrad).
+ERLANGEN_PRESET(PolarGrad);
+ERLANGEN_PRESET(RowNorm);
+ERLANGEN_PRESET(RightSpectral);
+ERLANGEN_PRESET(LeftSpectral);
+ERLANGEN_PRESET(Hybrid);
+
+#undef ERLANGEN_PRESET
+
+}  // namespace erlangen

@@ -1,0 +1,190 @@
+#include "check.h"
+#include "explain.h"
+#include "plan.h"
+#include "step.h"
+
+#include <c10/util/Exception.h>
+#include <erlangen/optimizer.h>
+#include <torch/optim/serialize.h>
+
+#include <map>
+
+namespace erlangen {
+
+using torch::optim::OptimizerParamGroup;
+using torch::serialize::InputArchive;
+using torch::serialize::OutputArchive;
+
+namespace {
+
+const EquivariantOptions& options_of(const torch::optim::OptimizerOptions& options) {
+  const auto* result = dynamic_cast<const EquivariantOptions*>(&options);
+  TORCH_CHECK_TYPE(result, "param group options must be erlangen::EquivariantOptions");
+  return *result;
+}
+
+// The group as the optimizer keeps it: its own options, filled up from the defaults.
+OptimizerParamGroup completed(const OptimizerParamGroup& group, const EquivariantOptions& defaults,
+                              size_t index) {
+  EquivariantOptions options = group.has_options() ? options_of(group.options()) : EquivariantOptions();
+  options.fill_from(defaults);
+  check_options(options, describe_group(index, options));
+  TORCH_CHECK_VALUE(!group.params().empty(), describe_group(index, options),
+                    " has no parameters; allowed: at least one");
+  for (size_t p = 0; p < group.params().size(); ++p) {
+    check_param(group.params()[p], options, describe_param(index, p, options));
+  }
+  return {group.params(), std::make_unique<EquivariantOptions>(std::move(options))};
+}
+
+void check_groups(const std::vector<OptimizerParamGroup>& groups) {
+  TORCH_CHECK_VALUE(!groups.empty(), "param_groups is empty; allowed: at least one group");
+  std::vector<std::vector<at::Tensor>> params;
+  for (const auto& group : groups) params.push_back(group.params());
+  check_no_duplicates(params);
+}
+
+std::vector<OptimizerParamGroup> completed(const std::vector<OptimizerParamGroup>& groups,
+                                           const EquivariantOptions& defaults) {
+  std::vector<OptimizerParamGroup> result;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    result.push_back(completed(groups[g], defaults, g));
+  }
+  check_groups(result);
+  return result;
+}
+
+}  // namespace
+
+void EquivariantParamState::serialize(OutputArchive& archive) const {
+  _TORCH_OPTIM_SERIALIZE_TORCH_ARG(momentum_buffer);
+  _TORCH_OPTIM_SERIALIZE_TORCH_ARG(exp_avg);
+  _TORCH_OPTIM_SERIALIZE_TORCH_ARG(exp_avg_sq);
+  _TORCH_OPTIM_SERIALIZE_TORCH_ARG(step);
+}
+
+void EquivariantParamState::serialize(InputArchive& archive) {
+  _TORCH_OPTIM_DESERIALIZE_TORCH_ARG(torch::Tensor, momentum_buffer);
+  _TORCH_OPTIM_DESERIALIZE_TORCH_ARG(torch::Tensor, exp_avg);
+  _TORCH_OPTIM_DESERIALIZE_TORCH_ARG(torch::Tensor, exp_avg_sq);
+  _TORCH_OPTIM_DESERIALIZE_TORCH_ARG(torch::Tensor, step);
+}
+
+Equivariant::Equivariant(const std::vector<OptimizerParamGroup>& param_groups,
+                         EquivariantOptions defaults)
+    : Optimizer(completed(param_groups, defaults), std::make_unique<EquivariantOptions>(defaults)),
+      plan_(std::make_unique<Plan>()) {}
+
+Equivariant::Equivariant(std::vector<torch::Tensor> params, EquivariantOptions defaults)
+    : Equivariant({OptimizerParamGroup(std::move(params))}, [&] {
+        TORCH_CHECK_VALUE(!defaults.rule().empty(),
+                          "Equivariant was given bare parameters, which have no rule; allowed: "
+                          "erlangen::param_groups(module), groups with a rule, or a preset such as "
+                          "erlangen::Muon");
+        return std::move(defaults);
+      }()) {}
+
+Equivariant::~Equivariant() = default;
+Equivariant::Equivariant(Equivariant&&) noexcept = default;
+Equivariant& Equivariant::operator=(Equivariant&&) noexcept = default;
+
+void Equivariant::add_param_group(const OptimizerParamGroup& param_group) {
+  auto group = completed(param_group, options_of(defaults()), param_groups_.size());
+  std::vector<OptimizerParamGroup> all(param_groups_);
+  all.push_back(group);
+  check_groups(all);
+  Optimizer::add_param_group(group);
+}
+
+torch::Tensor Equivariant::step(LossClosure closure) {
+  torch::Tensor loss;
+  if (closure) {
+    const at::AutoGradMode with_grad(true);
+    loss = closure();
+  }
+  // States of parameters that turn out to be in error must not stay: they are made aside first.
+  std::vector<StepGroup> groups;
+  std::vector<std::pair<void*, std::unique_ptr<EquivariantParamState>>> fresh;
+  for (auto& group : param_groups_) {
+    StepGroup& step_group = groups.emplace_back();
+    step_group.options = options_of(group.options());
+    step_group.params = group.params();
+    for (const torch::Tensor& param : group.params()) {
+      void* key = param.unsafeGetTensorImpl();
+      const auto found = state_.find(key);
+      if (found != state_.end()) {
+        step_group.states.push_back(static_cast<EquivariantParamState*>(found->second.get()));
+      } else {
+        fresh.emplace_back(key, std::make_unique<EquivariantParamState>());
+        step_group.states.push_back(fresh.back().second.get());
+      }
+    }
+  }
+  erlangen::step(*plan_, groups);
+  for (auto& [key, state] : fresh) {
+    const bool used = state->momentum_buffer().defined() || state->exp_avg().defined();
+    if (used) state_[key] = std::move(state);
+  }
+  return loss;
+}
+
+void Equivariant::save(OutputArchive& archive) const {
+  torch::optim::serialize<EquivariantParamState, EquivariantOptions>(archive, *this);
+}
+
+void Equivariant::load(InputArchive& archive) {
+  // torch's own load replaces group after group, so one that does not fit would leave the optimizer
+  // half replaced: load into a copy, check that, and take it over.
+  Equivariant loaded(param_groups_, options_of(defaults()));
+  torch::optim::serialize<EquivariantParamState, EquivariantOptions>(archive, loaded);
+  for (size_t g = 0; g < loaded.param_groups_.size(); ++g) {
+    const auto& group = loaded.param_groups_[g];
+    const EquivariantOptions& options = options_of(group.options());
+    check_options(options, describe_group(g, options));
+    for (size_t p = 0; p < group.params().size(); ++p) {
+      const std::string where = describe_param(g, p, options);
+      check_param(group.params()[p], options, where);
+      const auto found = loaded.state_.find(group.params()[p].unsafeGetTensorImpl());
+      if (found == loaded.state_.end()) continue;
+      const auto& state = static_cast<const EquivariantParamState&>(*found->second);
+      check_state(state, group.params()[p], [&] { return where; });
+      check_state_complete(state, options, [&] { return where; });
+    }
+  }
+  param_groups_ = std::move(loaded.param_groups_);
+  state_ = std::move(loaded.state_);
+  plan_ = std::make_unique<Plan>();
+}
+
+std::string Equivariant::explain() const {
+  std::vector<ExplainGroup> groups;
+  for (const auto& group : param_groups_) {
+    groups.push_back({options_of(group.options()), group.params()});
+  }
+  return erlangen::explain(groups);
+}
+
+EquivariantOptions preset_options(const std::string& preset) {
+  static const std::map<std::string, EquivariantOptions> presets = {
+      {"Muon", EquivariantOptions()
+                   .rule("spectral")
+                   .weight_decay(0.1)
+                   .nesterov(true)
+                   .ns_coefficients("jordan")
+                   .ns_method("standard")
+                   .ns_eps(1e-7)
+                   .adjust_lr_fn("original")},
+      {"PolarGrad",
+       EquivariantOptions().rule("spectral").nesterov(false).alpha(1.0).adjust_lr_fn("none")},
+      {"RowNorm", EquivariantOptions().rule("row_norm")},
+      {"RightSpectral", EquivariantOptions().rule("right_spectral")},
+      {"LeftSpectral", EquivariantOptions().rule("left_spectral")},
+      {"Hybrid", EquivariantOptions().rule("hybrid")},
+  };
+  std::vector<std::string> names;
+  for (const auto& [name, options] : presets) names.push_back(name);
+  TORCH_CHECK_VALUE(presets.count(preset), "preset is \"", preset, "\"; allowed: ", join(names));
+  return presets.at(preset);
+}
+
+}  // namespace erlangen

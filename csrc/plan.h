@@ -1,0 +1,74 @@
+// Which parameters a step computes together. Made once from the groups, and again when anything it
+// was made from changes: options, shapes, types, devices, or which parameters have a gradient.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <erlangen/optimizer.h>
+#include <erlangen/options.h>
+
+#include <vector>
+
+#include "layout.h"
+#include "rules.h"
+
+namespace erlangen {
+
+// One group as a step sees it: complete options, and a state for each parameter.
+struct StepGroup {
+  EquivariantOptions options;
+  std::vector<at::Tensor> params;
+  std::vector<EquivariantParamState*> states;
+};
+
+// A parameter: which group, which of its parameters, and its position among all parameters.
+struct ParamIndex {
+  size_t group;
+  size_t param;
+  int64_t position;
+};
+
+// A parameter under a matrix rule, and its logical matrices as views of a contiguous tensor of its
+// shape: one view, or one for each section of its layout.
+struct MatrixParam {
+  ParamIndex index;
+  std::vector<MatrixView> views;
+};
+
+// Parameters of one matrix rule whose logical matrices have the same shapes, type and device.
+struct Bucket {
+  RuleOptions rule;
+  bool polar_first;
+  at::ScalarType dtype;
+  at::Device device;
+  std::vector<MatrixParam> members;
+  int64_t elements = 0;  // of all members together
+};
+
+class Plan {
+ public:
+  Plan() = default;
+
+  // Brings the plan up to date. Raises, with nothing changed, for options, parameters, gradients or
+  // state that no step can take.
+  void update(const std::vector<StepGroup>& groups);
+
+  const std::vector<Bucket>& buckets() const { return buckets_; }
+  const std::vector<ParamIndex>& adamw() const { return adamw_; }
+
+ private:
+  // What the plan was made from, parameter by parameter.
+  struct Source {
+    std::vector<int64_t> sizes;
+    at::ScalarType dtype;
+    at::Device device;
+    bool has_grad;
+    bool operator==(const Source&) const = default;
+  };
+
+  std::vector<EquivariantOptions> options_;
+  std::vector<std::vector<Source>> sources_;
+  std::vector<Bucket> buckets_;
+  std::vector<ParamIndex> adamw_;
+};
+
+}  // namespace erlangen

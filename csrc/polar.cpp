@@ -1,0 +1,192 @@
+#include "polar.h"
+
+#include "reference.h"
+
+#include <ATen/ATen.h>
+#include <c10/util/Exception.h>
+
+#include <cmath>
+#include <limits>
+#include <map>
+
+namespace erlangen {
+
+namespace {
+
+using Triple = std::array<double, 3>;
+using Triples = std::vector<Triple>;
+
+// How many steps of a set are taken when nobody says, and its triples; the last one repeats.
+struct CoefficientSet {
+  size_t steps;
+  Triples triples;
+};
+
+// Polar Express is optimal on [1e-3, 1]. The safety 1.05 scales its argument, so that a norm that
+// low precision rounds up to just over 1 does not diverge.
+Triples polar_express() {
+  constexpr double s = 1.05;
+  Triples triples = {{8.28721201814563, -23.595886519098837, 17.300387312530933},
+                     {4.107059111542203, -2.9478499167379106, 0.5448431082926601},
+                     {3.9486908534822946, -2.908902115962949, 0.5518191394370137},
+                     {3.3184196573706015, -2.488488024314874, 0.51004894012372},
+                     {2.300652019954817, -1.6689039845747493, 0.4188073119525673},
+                     {1.891301407787398, -1.2679958271945868, 0.37680408948524835},
+                     {1.8750014808534479, -1.2500016453999487, 0.3750001645474248}};
+  for (auto& [a, b, c] : triples) {
+    a /= s;
+    b /= s * s * s;
+    c /= s * s * s * s * s;
+  }
+  triples.push_back({1.875, -1.25, 0.375});
+  return triples;
+}
+
+const std::map<std::string, CoefficientSet>& coefficient_sets() {
+  constexpr Triple kJordan = {3.4445, -4.7750, 2.0315};
+  static const std::map<std::string, CoefficientSet> sets = {
+      {"polar_express", {5, polar_express()}},
+      {"jordan", {5, {kJordan}}},
+      {"you",
+       {5,
+        {{4.0848, -6.8946, 2.9270},
+         {3.9505, -6.3029, 2.6377},
+         {3.7418, -5.5913, 2.3037},
+         {2.8769, -3.1427, 1.2046},
+         {2.8366, -3.0525, 1.2012}}}},
+      {"deepseek_v4",
+       {10,
+        {kJordan, kJordan, kJordan, kJordan, kJordan, kJordan, kJordan, kJordan,
+         {2.0, -1.5, 0.5}}}},
+      {"cubic", {15, {{1.5, -0.5, 0.0}}}},
+  };
+  return sets;
+}
+
+// x [B, k, l] through X ← aX + (bA + cA²)X with A = XXᵀ.
+at::Tensor standard_iteration(at::Tensor x, const Triples& steps) {
+  for (const auto& [a, b, c] : steps) {
+    const at::Tensor gram = at::matmul(x, x.mT());
+    const at::Tensor polynomial = at::baddbmm(gram, gram, gram, /*beta=*/b, /*alpha=*/c);
+    x = at::baddbmm(x, polynomial, x, /*beta=*/a, /*alpha=*/1.0);
+  }
+  return x;
+}
+
+// The same polynomials on the k×k Gram matrix alone: Y = XXᵀ, Z = I; T = aI + bR + cR² of R = ZY;
+// Y ← YT, Z ← TZ, and X ← ZX at the end. Rounding errors in Y act on σ² and grow with every step,
+// so the iteration starts again from X every `period` steps; measured in float32, with period 3,
+// the result is as accurate as the standard form. `a` stays out of the products: forming aI + …
+// in half precision would round the rest away.
+at::Tensor gram_iteration(at::Tensor x, const Triples& steps, size_t period) {
+  const auto symmetric = [](const at::Tensor& t) { return (t + t.mT()).mul_(0.5); };
+  at::Tensor y, z;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const auto& [a, b, c] = steps[i];
+    const bool first = i % period == 0;
+    const bool last = i % period == period - 1 || i + 1 == steps.size();
+    if (first) y = at::matmul(x, x.mT());
+    const at::Tensor r = first ? y : at::matmul(z, y);
+    const at::Tensor t = at::baddbmm(r, r, r, /*beta=*/b, /*alpha=*/c);  // T − aI
+    if (first) {
+      z = t.clone();
+      z.diagonal(0, -2, -1).add_(a);
+    } else {
+      z = symmetric(at::baddbmm(z, t, z, /*beta=*/a, /*alpha=*/1.0));
+    }
+    if (last) {
+      x = at::matmul(z, x);
+    } else {
+      y = symmetric(at::baddbmm(y, y, t, /*beta=*/a, /*alpha=*/1.0));
+    }
+  }
+  return x;
+}
+
+// Divides where the divisor is not zero.
+at::Tensor safe_reciprocal(const at::Tensor& divisor, const at::Tensor& is_zero) {
+  return at::where(is_zero, 0.0, divisor.masked_fill(is_zero, 1.0).reciprocal());
+}
+
+at::Tensor exact_by_svd(const at::Tensor& x) {
+  const auto [u, sigma, vh] = at::linalg_svd(x, /*full_matrices=*/false);
+  const double cutoff = static_cast<double>(std::max(x.size(-2), x.size(-1))) *
+                        std::numeric_limits<double>::epsilon();
+  const at::Tensor kept = sigma.gt(sigma.amax(-1, true) * cutoff).to(x.scalar_type());
+  return at::matmul(u * kept.unsqueeze(-2), vh);
+}
+
+// (XXᵀ)^(-1/2) X with the pseudo-inverse root of the left Gram matrix.
+at::Tensor exact_by_gram(const at::Tensor& x) {
+  const auto [lambda, q] = at::linalg_eigh(at::matmul(x, x.mT()));
+  const double cutoff =
+      static_cast<double>(x.size(-2)) * std::numeric_limits<double>::epsilon();
+  const at::Tensor dropped = lambda.le(lambda.amax(-1, true) * cutoff);
+  const at::Tensor root = safe_reciprocal(lambda.clamp_min(0.0).sqrt(), dropped);
+  return at::matmul(q * root.unsqueeze(-2), at::matmul(q.mT(), x));
+}
+
+at::ScalarType product_dtype(const at::Tensor& x, const std::string& ns_dtype) {
+  if (ns_dtype == "float32") return at::kFloat;
+  if (ns_dtype == "bfloat16") return at::kBFloat16;
+  if (ns_dtype == "float16") return at::kHalf;
+  if (x.scalar_type() == at::kDouble) return at::kDouble;
+  // float16 over bfloat16 where both are as fast: every entry is at most 1 here.
+  return x.is_cuda() ? at::kHalf : at::kFloat;
+}
+
+}  // namespace
+
+std::vector<std::string> coefficient_set_names() {
+  std::vector<std::string> names;
+  for (const auto& [name, set] : coefficient_sets()) names.push_back(name);
+  return names;
+}
+
+Triples iteration_steps(const PolarOptions& options) {
+  const NsCoefficients& given = options.ns_coefficients;
+  Triples steps = given.triples;
+  size_t count = steps.size() == 1 ? 5 : steps.size();  // one triple alone: five times, as in Muon
+  if (steps.empty()) {
+    const CoefficientSet& set = coefficient_sets().at(given.name);
+    steps = set.triples;
+    count = set.steps;
+  }
+  if (options.ns_steps) count = static_cast<size_t>(*options.ns_steps);
+  steps.resize(count, steps.back());
+  return steps;
+}
+
+at::Tensor polar(const at::Tensor& x, Side side, const PolarOptions& options) {
+  const int64_t m = x.size(-2), n = x.size(-1);
+  // From here on the Gram matrix is that of the rows.
+  const bool transposed = side == Side::right || (side == Side::shorter && m > n);
+  const auto [scaled, exponent] = reference::prescale(transposed ? x.mT() : x, {-2, -1});
+  const int64_t k = scaled.size(-2), l = scaled.size(-1);
+
+  at::Tensor result;
+  if (options.ns_method == "exact") {
+    const at::Tensor wide = scaled.to(at::kDouble);
+    result = side == Side::shorter ? exact_by_svd(wide) : exact_by_gram(wide);
+  } else {
+    const at::ScalarType dtype = product_dtype(x, options.ns_dtype);
+    const at::Tensor cast = scaled.to(dtype);
+    // The norm of what the iteration sees, not of what it was cast from: rounding could otherwise
+    // push a singular value over the polynomials' limit.
+    at::Tensor norm = at::linalg_vector_norm(cast, 2, {-2, -1}, true, x.scalar_type());
+    if (options.ns_eps > 0.0) {
+      norm = at::maximum(norm, at::ldexp(at::full_like(norm, options.ns_eps), -exponent));
+    }
+    const at::Tensor unit = (cast * safe_reciprocal(norm, norm.eq(0.0))).to(dtype).contiguous();
+    const Triples steps = iteration_steps(options);
+    // Below l/k = 2 the Gram form does not pay; a one-sided rule is defined by its Gram matrix.
+    const bool gram = options.ns_method == "gram" ||
+                      (options.ns_method == "auto" && (side != Side::shorter || l >= 2 * k));
+    const bool half = dtype == at::kHalf || dtype == at::kBFloat16;
+    result = gram ? gram_iteration(unit, steps, half ? 2 : 3) : standard_iteration(unit, steps);
+  }
+  result = result.to(x.scalar_type());
+  return transposed ? result.mT() : result;
+}
+
+}  // namespace erlangen

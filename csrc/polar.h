@@ -1,0 +1,30 @@
+// The polar factor U·Vᵀ of a batch of matrices, by matrix products or exactly.
+//
+// Polynomials: Muon (Jordan), You Jiacheng, Polar Express (arXiv 2505.16932), DeepSeek-V4, and the
+// cubic Newton-Schulz iteration. Gram form: the coupled iteration of Guo and Higham (2006) for
+// C^(-1/2) with those polynomials, restarted as in Dao-AILab's gram-newton-schulz.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <erlangen/functional.h>
+
+#include <array>
+#include <string>
+#include <vector>
+
+namespace erlangen {
+
+// Which Gram matrix the polar factor goes through.
+enum class Side { shorter, left, right };
+
+std::vector<std::string> coefficient_set_names();
+
+// The coefficients of each step of the iteration, as many as `options.ns_steps` says.
+std::vector<std::array<double, 3>> iteration_steps(const PolarOptions& options);
+
+// polar(X) for each matrix of x [B, m, n] (float32 or float64), over the singular values that are
+// not zero; the zero matrix maps to zero. With ns_method "exact" those above the rounding error of
+// float64, else what the polynomials make of σ/‖X‖_F.
+at::Tensor polar(const at::Tensor& x, Side side, const PolarOptions& options);
+
+}  // namespace erlangen

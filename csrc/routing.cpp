@@ -1,0 +1,240 @@
+#include "check.h"
+#include "ivalue.h"
+
+#include <c10/util/Exception.h>
+#include <erlangen/routing.h>
+#include <torch/nn/modules/activation.h>
+#include <torch/nn/modules/conv.h>
+#include <torch/nn/modules/embedding.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/modules/rnn.h>
+
+#include <algorithm>
+#include <unordered_set>
+
+namespace erlangen {
+
+namespace nn = torch::nn;
+using torch::optim::OptimizerParamGroup;
+
+namespace {
+
+// Where the types of modules say what a parameter is.
+class Roles {
+ public:
+  void add(const std::string& module, const char* param, const char* role, Layout layout = {}) {
+    const std::string name = module.empty() ? param : module + "." + param;
+    EquivariantOptions options = role_options(role);
+    if (!layout.empty()) options.layout(std::move(layout));
+    options_.emplace(name, std::move(options));  // what a parent said of a child's stands
+  }
+
+  const EquivariantOptions* find(const std::string& name) const {
+    const auto found = options_.find(name);
+    return found == options_.end() ? nullptr : &found->second;
+  }
+
+ private:
+  std::map<std::string, EquivariantOptions> options_;
+};
+
+Layout heads(int64_t n, int64_t dim) {
+  return n == 1 ? Layout{} : Layout{LayoutStep::heads(n, dim)};
+}
+
+template <typename Conv>
+bool add_conv(Roles& roles, const std::string& name, const nn::Module& module, bool transposed) {
+  const auto* conv = dynamic_cast<const Conv*>(&module);
+  if (!conv) return false;
+  const int64_t groups = conv->options.groups();
+  if (groups > 1 && groups == conv->options.in_channels()) {  // one filter a channel: no matrix
+    roles.add(name, "weight", "other");
+    return true;
+  }
+  // Groups see different channels, so each is a matrix of its own.
+  Layout layout = {LayoutStep::flatten()};
+  if (groups > 1) layout.push_back(LayoutStep::heads(groups, -2));
+  if (transposed) layout.push_back(LayoutStep::transpose());  // stored as [in, out, ...]
+  roles.add(name, "weight", "dense", std::move(layout));
+  return true;
+}
+
+// Recurrent cells stack the matrices of their gates.
+void add_recurrent(Roles& roles, const std::string& name, const nn::Module& module, int64_t gates) {
+  for (const auto& item : module.named_parameters(/*recurse=*/false)) {
+    if (item.value().dim() != 2) continue;
+    // An LSTM's projection (weight_hr) has no gates.
+    const bool projection = item.key().find("weight_hr") == 0;
+    roles.add(name, item.key().c_str(), "dense", projection ? Layout{} : heads(gates, -2));
+  }
+}
+
+void add_attention(Roles& roles, const std::string& name, const nn::MultiheadAttentionImpl& module) {
+  const int64_t n = module.options.num_heads();
+  roles.add(name, "in_proj_weight", "attention", heads(3 * n, -2));
+  for (const char* projection : {"q_proj_weight", "k_proj_weight", "v_proj_weight"}) {
+    roles.add(name, projection, "attention", heads(n, -2));
+  }
+  roles.add(name, "out_proj.weight", "attention", heads(n, -1));
+  roles.add(name, "bias_k", "other");
+  roles.add(name, "bias_v", "other");
+}
+
+void add_module(Roles& roles, const std::string& name, const nn::Module& module) {
+  if (const auto* attention = dynamic_cast<const nn::MultiheadAttentionImpl*>(&module)) {
+    add_attention(roles, name, *attention);
+  } else if (module.as<nn::EmbeddingImpl>() || module.as<nn::EmbeddingBagImpl>()) {
+    roles.add(name, "weight", "embedding");
+  } else if (module.as<nn::LinearImpl>()) {
+    roles.add(name, "weight", "dense");
+  } else if (module.as<nn::BilinearImpl>()) {
+    roles.add(name, "weight", "dense", {LayoutStep::flatten()});
+  } else if (module.as<nn::LSTMImpl>() || module.as<nn::LSTMCellImpl>()) {
+    add_recurrent(roles, name, module, 4);
+  } else if (module.as<nn::GRUImpl>() || module.as<nn::GRUCellImpl>()) {
+    add_recurrent(roles, name, module, 3);
+  } else if (module.as<nn::RNNImpl>() || module.as<nn::RNNCellImpl>()) {
+    add_recurrent(roles, name, module, 1);
+  } else {
+    add_conv<nn::Conv1dImpl>(roles, name, module, false) ||
+        add_conv<nn::Conv2dImpl>(roles, name, module, false) ||
+        add_conv<nn::Conv3dImpl>(roles, name, module, false) ||
+        add_conv<nn::ConvTranspose1dImpl>(roles, name, module, true) ||
+        add_conv<nn::ConvTranspose2dImpl>(roles, name, module, true) ||
+        add_conv<nn::ConvTranspose3dImpl>(roles, name, module, true);
+  }
+}
+
+// '*' stands for any characters, '?' for one.
+bool matches(const char* pattern, const char* name) {
+  if (*pattern == '*') return matches(pattern + 1, name) || (*name && matches(pattern, name + 1));
+  if (!*name) return !*pattern;
+  return (*pattern == '?' || *pattern == *name) && matches(pattern + 1, name + 1);
+}
+
+// What the caller says of parameters, and which of it has been used.
+class Sayings {
+ public:
+  explicit Sayings(const Overrides& overrides) : overrides_(overrides), used_(overrides.size()) {}
+
+  // What is said of this parameter: by name before by glob, later globs before earlier ones.
+  EquivariantOptions of_name(const std::string& name) { return said(name, /*exact=*/true); }
+  EquivariantOptions of_role(const std::string& role) { return said(role, /*exact=*/false); }
+
+  void check_used() const {
+    for (size_t i = 0; i < overrides_.size(); ++i) {
+      TORCH_CHECK_VALUE(used_[i], "override ", repr(overrides_[i].first),
+                        " matches no parameter that requires a gradient, and no role of this "
+                        "module");
+    }
+  }
+
+ private:
+  EquivariantOptions said(const std::string& key, bool with_globs) {
+    EquivariantOptions exact, globs;
+    for (size_t i = overrides_.size(); i-- > 0;) {
+      const auto& [pattern, options] = overrides_[i];
+      if (pattern == key) {
+        exact.fill_from(options);
+      } else if (with_globs && matches(pattern.c_str(), key.c_str())) {
+        globs.fill_from(options);
+      } else {
+        continue;
+      }
+      used_[i] = true;
+    }
+    exact.fill_from(globs);
+    return exact;
+  }
+
+  const Overrides& overrides_;
+  std::vector<bool> used_;
+};
+
+}  // namespace
+
+const std::vector<std::string>& role_names() {
+  static const std::vector<std::string> names = {
+      "embedding", "lm_head",    "router", "attention", "mlp_in", "mlp_out",
+      "expert_in", "expert_out", "dense",  "lora",      "other"};
+  return names;
+}
+
+EquivariantOptions role_options(const std::string& role, const std::string& adjust_lr_fn) {
+  check_one_of("role_options", "role", role, role_names());
+  check_one_of("role_options", "adjust_lr_fn", adjust_lr_fn, adjust_lr_fn_names());
+  EquivariantOptions options;
+  options.role(role);
+  if (adjust_lr_fn != options.adjust_lr_fn()) options.adjust_lr_fn(adjust_lr_fn);
+  if (role == "embedding") {
+    options.rule("row_norm").lr_scale(5.0).weight_decay(0.0);
+    if (adjust_lr_fn == "original" || adjust_lr_fn == "unit_rms_norm") {
+      options.rule("column_norm").layout({LayoutStep::transpose()});
+    }
+  } else if (role == "lm_head") {
+    options.rule("row_norm").center(true).weight_decay(0.0);
+  } else if (role == "router") {
+    options.rule("left_spectral").center(true).weight_decay(0.0);
+  } else if (role == "other") {
+    options.rule("adamw").weight_decay(0.0);
+  } else if (role == "lora") {
+    options.rule("adamw");
+  } else {
+    options.rule("spectral");
+  }
+  return options;
+}
+
+std::vector<OptimizerParamGroup> param_groups(const nn::Module& module,
+                                              const Overrides& overrides) {
+  Roles roles;
+  for (const auto& item : module.named_modules()) add_module(roles, item.key(), *item.value());
+
+  Sayings sayings(overrides);
+  std::vector<std::pair<EquivariantOptions, std::vector<torch::Tensor>>> groups;
+  std::vector<EquivariantOptions::Strings> names;
+  std::unordered_set<const void*> seen;
+  std::string undecided;
+  for (const auto& item : module.named_parameters()) {
+    const torch::Tensor& param = item.value();
+    if (!param.requires_grad() || !seen.insert(param.unsafeGetTensorImpl()).second) continue;
+    EquivariantOptions by_type;
+    if (const EquivariantOptions* found = roles.find(item.key())) {
+      by_type = *found;
+    } else if (param.dim() < 2) {
+      by_type = role_options("other");
+    }
+    EquivariantOptions options = sayings.of_name(item.key());
+    const std::string role = options.role().empty() ? by_type.role() : options.role();
+    if (role.empty()) {
+      undecided += "\n  " + item.key() + " " + c10::str(param.sizes());
+      continue;
+    }
+    options.fill_from(sayings.of_role(role));
+    options.fill_from(role == by_type.role() ? by_type : role_options(role));
+    auto group = std::find_if(groups.begin(), groups.end(),
+                              [&](const auto& candidate) { return candidate.first == options; });
+    if (group == groups.end()) {
+      groups.emplace_back(options, std::vector<torch::Tensor>());
+      names.emplace_back();
+      group = groups.end() - 1;
+    }
+    group->second.push_back(param);
+    names[group - groups.begin()].push_back(item.key());
+  }
+  TORCH_CHECK_VALUE(undecided.empty(), "no role can be given to", undecided,
+                    "\nSay it with an override, such as {{\"*.w1\", EquivariantOptions().role(\"",
+                    "mlp_in\")}}; roles: ", join(role_names()));
+  sayings.check_used();
+  TORCH_CHECK_VALUE(!groups.empty(), "the module has no parameters that require gradients");
+
+  std::vector<OptimizerParamGroup> result;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    auto options = std::make_unique<EquivariantOptions>(groups[g].first);
+    options->param_names(names[g]);
+    result.emplace_back(groups[g].second, std::move(options));
+  }
+  return result;
+}
+
+}  // namespace erlangen

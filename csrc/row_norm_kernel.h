@@ -1,0 +1,15 @@
+// From buckets to the fused row-norm kernels.
+#pragma once
+
+#include <vector>
+
+#include "plan.h"
+
+namespace erlangen {
+
+// Steps a whole bucket with the fused kernel of its device. False, with nothing changed, where the
+// kernel does not take it: another rule, centering, polar-first momentum, cautious decay,
+// stochastic rounding, or rows that do not lie in memory as such.
+bool row_norm_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& groups);
+
+}  // namespace erlangen
