@@ -1,0 +1,255 @@
+// Between Python and liberlangen: conversions, no logic.
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <erlangen/functional.h>
+#include <erlangen/optimizer.h>
+#include <erlangen/options.h>
+#include <erlangen/routing.h>
+
+#include "check.h"
+#include "explain.h"
+#include "ivalue.h"
+#include "plan.h"
+#include "polar.h"
+#include "step.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using erlangen::EquivariantOptions;
+using erlangen::EquivariantParamState;
+
+// Python's plain values, and tensors of one element as the number they hold.
+c10::IValue to_ivalue(const std::string& name, py::handle value) {
+  if (value.is_none()) return {};
+  if (py::isinstance<py::bool_>(value)) return value.cast<bool>();
+  if (THPVariable_Check(value.ptr())) {
+    const at::Tensor tensor = THPVariable_Unpack(value.ptr());
+    TORCH_CHECK_VALUE(tensor.numel() == 1, name, " is a tensor of shape ", tensor.sizes(),
+                      "; allowed: a number or a tensor with one element");
+    return tensor.item().toDouble();
+  }
+  if (py::isinstance<py::str>(value)) return value.cast<std::string>();
+  if (py::isinstance<py::list>(value) || py::isinstance<py::tuple>(value)) {
+    c10::impl::GenericList list(c10::AnyType::get());
+    for (py::handle item : value) list.push_back(to_ivalue(name, item));
+    return list;
+  }
+  if (py::isinstance<py::dict>(value)) {
+    c10::impl::GenericDict dict(c10::StringType::get(), c10::AnyType::get());
+    for (const auto& [key, item] : value.cast<py::dict>()) {
+      TORCH_CHECK_TYPE(py::isinstance<py::str>(key), name, " has the key ",
+                       std::string(py::repr(key)), "; allowed: str keys");
+      dict.insert(key.cast<std::string>(), to_ivalue(name, item));
+    }
+    return dict;
+  }
+  // Numbers of other packages (numpy) say themselves what they are.
+  if (PyIndex_Check(value.ptr())) return py::int_(py::reinterpret_borrow<py::object>(value)).cast<int64_t>();
+  if (PyNumber_Check(value.ptr()) && !PyComplex_Check(value.ptr())) {
+    return py::float_(py::reinterpret_borrow<py::object>(value)).cast<double>();
+  }
+  TORCH_CHECK_TYPE(false, name, " is ", std::string(py::repr(value)),
+                   "; allowed: None, bool, int, float, str, list, dict");
+}
+
+py::object to_python(const c10::IValue& value) {
+  if (value.isBool()) return py::bool_(value.toBool());
+  if (value.isInt()) return py::int_(value.toInt());
+  if (value.isDouble()) return py::float_(value.toDouble());
+  if (value.isString()) return py::str(value.toStringRef());
+  if (value.isTuple()) {
+    py::list items;
+    for (const c10::IValue& item : value.toTupleRef().elements()) items.append(to_python(item));
+    return py::tuple(items);
+  }
+  if (value.isList()) {
+    py::list list;
+    for (const c10::IValue& item : value.toListRef()) list.append(to_python(item));
+    return list;
+  }
+  if (value.isGenericDict()) {
+    py::dict dict;
+    for (const auto& item : value.toGenericDict()) {
+      dict[to_python(item.key())] = to_python(item.value());
+    }
+    return dict;
+  }
+  return py::none();
+}
+
+py::dict to_dict(const EquivariantOptions& options, bool only_set) {
+  py::dict dict;
+  for (const std::string& name : EquivariantOptions::names()) {
+    if (!only_set || options.is_set(name)) dict[py::str(name)] = to_python(options.get(name));
+  }
+  return dict;
+}
+
+// A Python parameter group: our options among its entries, and its parameters. Entries that are
+// not options are other people's (schedulers, newer versions).
+struct Group {
+  EquivariantOptions options;
+  std::vector<at::Tensor> params;
+};
+
+Group to_group(const py::dict& dict) {
+  static const std::vector<std::string> names = EquivariantOptions::names();
+  Group group;
+  for (const std::string& name : names) {
+    PyObject* value = PyDict_GetItemString(dict.ptr(), name.c_str());
+    if (value) group.options.set(name, to_ivalue(name, value));
+  }
+  for (py::handle param : dict["params"]) group.params.push_back(THPVariable_Unpack(param.ptr()));
+  return group;
+}
+
+// The state of a step's parameters, read from the optimizer's dicts and written back to them.
+class States {
+ public:
+  explicit States(py::object state) : state_(std::move(state)) {}
+
+  EquivariantParamState* read(py::handle param) {
+    auto& state = states_.emplace_back(py::reinterpret_borrow<py::object>(param),
+                                       std::make_unique<EquivariantParamState>());
+    if (!state_.contains(param)) return state.second.get();
+    const py::dict dict = state_[param];
+    each(*state.second, [&](const char* name, at::Tensor& tensor) {
+      if (dict.contains(name)) tensor = THPVariable_Unpack(py::object(dict[name]).ptr());
+    });
+    return state.second.get();
+  }
+
+  void write_back() {
+    for (auto& [param, state] : states_) {
+      each(*state, [&](const char* name, at::Tensor& tensor) {
+        if (!tensor.defined()) return;
+        py::object dict = state_[param];
+        if (!dict.contains(name)) dict[name] = py::cast(tensor);
+      });
+    }
+  }
+
+ private:
+  template <typename Visitor>
+  static void each(EquivariantParamState& state, Visitor&& visitor) {
+    visitor("momentum_buffer", state.momentum_buffer());
+    visitor("exp_avg", state.exp_avg());
+    visitor("exp_avg_sq", state.exp_avg_sq());
+    visitor("step", state.step());
+  }
+
+  py::object state_;
+  std::vector<std::pair<py::object, std::unique_ptr<EquivariantParamState>>> states_;
+};
+
+void step(erlangen::Plan& plan, const py::list& param_groups, const py::object& state) {
+  std::vector<erlangen::StepGroup> groups;
+  States states(state);
+  for (py::handle dict : param_groups) {
+    Group group = to_group(py::reinterpret_borrow<py::dict>(dict));
+    auto& step_group = groups.emplace_back();
+    for (py::handle param : dict["params"]) step_group.states.push_back(states.read(param));
+    step_group.options = std::move(group.options);
+    step_group.params = std::move(group.params);
+  }
+  {
+    const py::gil_scoped_release no_gil;
+    erlangen::step(plan, groups);
+  }
+  states.write_back();
+}
+
+void check_group(const py::dict& dict, size_t index) {
+  const Group group = to_group(dict);
+  erlangen::check_options(group.options, erlangen::describe_group(index, group.options));
+  for (size_t p = 0; p < group.params.size(); ++p) {
+    erlangen::check_param(group.params[p], group.options,
+                          erlangen::describe_param(index, p, group.options));
+  }
+}
+
+void check_states(const py::dict& dict, size_t index, const py::object& state) {
+  const Group group = to_group(dict);
+  States states(state);
+  size_t p = 0;
+  for (py::handle param : dict["params"]) {
+    if (state.contains(param)) {
+      const auto where = [&] { return erlangen::describe_param(index, p, group.options); };
+      const EquivariantParamState* loaded = states.read(param);
+      erlangen::check_state(*loaded, group.params[p], where);
+      erlangen::check_state_complete(*loaded, group.options, where);
+    }
+    ++p;
+  }
+}
+
+std::string explain(const py::list& param_groups) {
+  std::vector<erlangen::ExplainGroup> groups;
+  for (py::handle dict : param_groups) {
+    Group group = to_group(py::reinterpret_borrow<py::dict>(dict));
+    groups.push_back({std::move(group.options), std::move(group.params)});
+  }
+  return erlangen::explain(groups);
+}
+
+std::vector<double> ns_coefficients(const py::object& coefficients, const py::object& steps) {
+  EquivariantOptions options;
+  options.set("ns_coefficients", to_ivalue("ns_coefficients", coefficients));
+  options.set("ns_steps", to_ivalue("ns_steps", steps));
+  const erlangen::PolarOptions polar = {options.ns_coefficients(), options.ns_steps()};
+  erlangen::check_polar_options(polar, "ns_coefficients");
+  std::vector<double> flat;
+  for (const auto& triple : erlangen::iteration_steps(polar)) {
+    flat.insert(flat.end(), triple.begin(), triple.end());
+  }
+  return flat;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  // c10's errors as the Python errors they stand for, without the C++ backtrace.
+  py::register_local_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const c10::ValueError& e) {
+      PyErr_SetString(PyExc_ValueError, e.what_without_backtrace());
+    } catch (const c10::TypeError& e) {
+      PyErr_SetString(PyExc_TypeError, e.what_without_backtrace());
+    }
+  });
+  m.doc() = "Bindings of liberlangen. The public interface is the package erlangen.";
+  py::class_<erlangen::Plan>(m, "Plan").def(py::init<>());
+  m.def("step", &step, "One step over param_groups; creates missing state in `state`.");
+  m.def("check_group", &check_group, "Raises for a group that no step can take.");
+  m.def("check_states", &check_states, "Raises for loaded state that does not fit its parameters.");
+  m.def("check_no_duplicates", [](const py::list& param_groups) {
+    std::vector<std::vector<at::Tensor>> params;
+    for (py::handle dict : param_groups) {
+      params.push_back(to_group(py::reinterpret_borrow<py::dict>(dict)).params);
+    }
+    erlangen::check_no_duplicates(params);
+  });
+  m.def("explain", &explain);
+  m.def("role_names", &erlangen::role_names);
+  m.def("option_names", &EquivariantOptions::names);
+  m.def("default_options", [] { return to_dict(EquivariantOptions(), false); });
+  m.def("role_options", [](const std::string& role, const std::string& adjust_lr_fn) {
+    return to_dict(erlangen::role_options(role, adjust_lr_fn), true);
+  }, py::arg("role"), py::arg("adjust_lr_fn") = "match_rms_adamw");
+  m.def("preset_options", [](const std::string& name) {
+    return to_dict(erlangen::preset_options(name), true);
+  });
+  m.def("ns_coefficients", &ns_coefficients, "The flat triples of each step.");
+  m.def("kernel_count", &erlangen::kernel_count, "Parameters stepped by fused kernels, for tests.");
+  m.def("build_info", [] {
+    py::dict info;
+    info["version"] = ERLANGEN_VERSION;
+    info["torch"] = ERLANGEN_TORCH_VERSION;
+    info["cuda"] = ERLANGEN_CUDA_VERSION;
+    return info;
+  });
+}

@@ -1,0 +1,39 @@
+"""Erlangen: optimizers whose update rules respect the symmetry of every weight block."""
+
+from pathlib import Path
+
+import torch  # noqa: F401  (its libraries must be loaded before ours)
+
+from . import _C
+from ._version_check import check as _check_versions
+
+_check_versions(_C.build_info())
+
+from . import functional  # noqa: E402
+from .optimizer import (  # noqa: E402
+    Equivariant,
+    Hybrid,
+    LeftSpectral,
+    Muon,
+    PolarGrad,
+    RightSpectral,
+    RowNorm,
+)
+from .routing import param_groups  # noqa: E402
+
+__version__ = _C.build_info()["version"]
+#: For CMake: find_package(erlangen) finds this package under this prefix.
+cmake_prefix_path = str(Path(__file__).parent)
+
+__all__ = [
+    "Equivariant",
+    "Hybrid",
+    "LeftSpectral",
+    "Muon",
+    "PolarGrad",
+    "RightSpectral",
+    "RowNorm",
+    "cmake_prefix_path",
+    "functional",
+    "param_groups",
+]

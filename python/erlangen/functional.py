@@ -1,0 +1,129 @@
+"""The bare rules as pure functions on tensors [..., m, n], each matrix on its own.
+
+For people who build their own optimizer. They are the operators torch.ops.erlangen.*, so that
+torch.compile and torch.export see through them. Formulas: arXiv 2605.18106. Results have the
+input's shape and dtype; zero rows and zero matrices map to zero.
+
+Raises TypeError for a tensor that is not floating point, and ValueError for one of fewer than two
+dimensions and for an option value that does not exist.
+"""
+
+import torch
+from torch import Tensor
+
+from . import _C
+
+__all__ = [
+    "center",
+    "column_norm",
+    "hybrid",
+    "left_spectral",
+    "right_spectral",
+    "row_norm",
+    "spectral",
+]
+
+_ops = torch.ops.erlangen
+
+
+def center(x: Tensor) -> Tensor:
+    """Subtracts the mean over rows (dimension -2): X − 1·mean_rows(X)."""
+    return _ops.center(x)
+
+
+def row_norm(x: Tensor) -> Tensor:
+    """Rows of unit length."""
+    return _ops.row_norm(x)
+
+
+def column_norm(x: Tensor) -> Tensor:
+    """Columns of unit length."""
+    return _ops.column_norm(x)
+
+
+def spectral(
+    x: Tensor,
+    *,
+    alpha: float = 0.0,
+    ns_coefficients="polar_express",
+    ns_steps: int | None = None,
+    ns_method: str = "auto",
+    ns_dtype: str = "auto",
+) -> Tensor:
+    """The polar factor U·Vᵀ, times the nuclear norm to the power ``alpha``.
+
+    Args:
+        x: [..., m, n].
+        alpha: exponent of ‖X‖_*.
+        ns_coefficients: a named set ("polar_express", "jordan", "you", "deepseek_v4", "cubic"),
+            one triple (a, b, c) for all steps, or a list of triples.
+        ns_steps: number of steps; None: the set's own. More steps repeat the last triple.
+        ns_method: "standard" (on X), "gram" (on the Gram matrix), "exact" (float64), "auto".
+        ns_dtype: of the products: "float32", "bfloat16", "float16", "auto".
+    """
+    coefficients = _C.ns_coefficients(ns_coefficients, ns_steps)
+    return _ops.spectral(
+        x, alpha=alpha, ns_coefficients=coefficients, ns_method=ns_method, ns_dtype=ns_dtype
+    )
+
+
+def right_spectral(
+    x: Tensor,
+    *,
+    alpha: float = 0.0,
+    ns_coefficients="polar_express",
+    ns_steps: int | None = None,
+    ns_method: str = "auto",
+    ns_dtype: str = "auto",
+) -> Tensor:
+    """X (XᵀX)^(-1/2), through the n×n Gram matrix. Arguments as :func:`spectral`."""
+    coefficients = _C.ns_coefficients(ns_coefficients, ns_steps)
+    return _ops.right_spectral(
+        x, alpha=alpha, ns_coefficients=coefficients, ns_method=ns_method, ns_dtype=ns_dtype
+    )
+
+
+def left_spectral(
+    x: Tensor,
+    *,
+    alpha: float = 0.0,
+    ns_coefficients="polar_express",
+    ns_steps: int | None = None,
+    ns_method: str = "auto",
+    ns_dtype: str = "auto",
+) -> Tensor:
+    """(XXᵀ)^(-1/2) X, through the m×m Gram matrix. Arguments as :func:`spectral`."""
+    coefficients = _C.ns_coefficients(ns_coefficients, ns_steps)
+    return _ops.left_spectral(
+        x, alpha=alpha, ns_coefficients=coefficients, ns_method=ns_method, ns_dtype=ns_dtype
+    )
+
+
+def hybrid(
+    x: Tensor,
+    *,
+    order: str = "row_then_polar",
+    center: bool = False,
+    alpha: float = 0.0,
+    ns_coefficients="polar_express",
+    ns_steps: int | None = None,
+    ns_method: str = "auto",
+    ns_dtype: str = "auto",
+) -> Tensor:
+    """Unit rows then polar, or polar then unit rows.
+
+    Args:
+        order: "row_then_polar" or "polar_then_row".
+        center: subtract the mean row before, between and after.
+        alpha: exponent of the nuclear norm of polar's input; only with "row_then_polar".
+        ns_coefficients, ns_steps, ns_method, ns_dtype: as in :func:`spectral`.
+    """
+    return _ops.hybrid(
+        x,
+        order=order,
+        center=center,
+        alpha=alpha,
+        ns_coefficients=_C.ns_coefficients(ns_coefficients, ns_steps),
+        ns_method=ns_method,
+        ns_dtype=ns_dtype,
+    )

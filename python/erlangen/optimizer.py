@@ -1,0 +1,272 @@
+"""Equivariant and its presets: torch.optim.Optimizer subclasses over the C++ step."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from . import _C
+from .routing import param_groups
+
+__all__ = ["Equivariant", "Hybrid", "LeftSpectral", "Muon", "PolarGrad", "RightSpectral", "RowNorm"]
+
+# Entries of a group that are not options: torch's own, and those that LR schedulers add.
+_OTHER_KEYS = {
+    "params",
+    "initial_lr",
+    "max_lr",
+    "min_lr",
+    "base_momentum",
+    "max_momentum",
+    "swa_lr",
+}
+# Options of a group that have no default: each group has its own.
+_OF_GROUP = {"role", "param_names"}
+_OPTIONS = {k: v for k, v in _C.default_options().items() if k not in _OF_GROUP}
+
+
+def _refuse_unknown(options: Iterable[str], where: str) -> None:
+    unknown = [key for key in options if key not in _OPTIONS | dict.fromkeys(_OF_GROUP)]
+    if unknown:
+        raise ValueError(
+            f"{where}: unknown option {unknown[0]!r}; allowed: {', '.join(sorted(_OPTIONS))}"
+        )
+
+
+class Equivariant(Optimizer):
+    """Gives every parameter group the update rule that its block's symmetry asks for.
+
+    Formulas: arXiv 2605.18106. A group's own value beats the one given here. State: a matrix rule
+    keeps ``momentum_buffer``, adamw ``exp_avg``, ``exp_avg_sq`` and ``step``; each has the
+    parameter's shape and comes into being at the parameter's first step.
+
+    Args:
+        params: a model (its groups are made by :func:`erlangen.param_groups`), or dicts with
+            ``params``, ``rule`` and further options. Bare parameters have no rule: give them to a
+            preset such as :class:`erlangen.Muon`.
+        lr: learning rate, a number or a tensor with one element.
+        weight_decay: decoupled; p ← (1 − lr·weight_decay)·p from the parameter before the step.
+        options: any other option, as the default of all groups. ``lr_scale`` (1.0), ``decay``
+            ("decoupled", "cautious"), ``rule`` ("spectral", "right_spectral", "left_spectral",
+            "row_norm", "column_norm", "hybrid", "adamw"), ``order`` ("row_then_polar",
+            "polar_then_row"), ``center`` (False), ``layout`` (None or a list of steps),
+            ``support`` ("all", "gradient"), ``momentum`` (0.95), ``nesterov`` (None: True for
+            spectral), ``momentum_order`` ("momentum_first", "polar_first"), ``alpha`` (0.0),
+            ``adjust_lr_fn`` ("match_rms_adamw", "original", "unit_rms_norm", "none"),
+            ``ns_coefficients`` ("polar_express", "jordan", "you", "deepseek_v4", "cubic", one
+            triple, or a list of them), ``ns_steps`` (None), ``ns_method`` ("auto", "standard",
+            "gram", "exact"), ``ns_dtype`` ("auto", "float32", "bfloat16", "float16"), ``betas``
+            ((0.9, 0.95)) and ``eps`` (1e-8) of adamw, ``state_dtype`` ("auto", "bfloat16"),
+            ``stochastic_rounding`` (False), ``seed`` (0), ``maximize`` (False). The header
+            erlangen/options.h says what each does.
+
+    LR schedulers that cycle momentum (OneCycleLR, CyclicLR) cycle ``betas[0]``; give them
+    ``cycle_momentum=False`` where there are no adamw groups.
+
+    Raises:
+        ValueError, TypeError: for every option, parameter, gradient or state that no step can
+            take, naming it and what is allowed, before anything has changed.
+    """
+
+    def __init__(self, params, lr=1e-3, weight_decay=1e-2, **options: Any):
+        _refuse_unknown(options, type(self).__name__)
+        defaults = {**_OPTIONS, **options, "lr": lr, "weight_decay": weight_decay}
+        if isinstance(params, nn.Module):
+            params = param_groups(params, adjust_lr_fn=defaults["adjust_lr_fn"])
+        if isinstance(params, torch.Tensor):
+            raise TypeError(
+                f"{type(self).__name__} was given a tensor; allowed: a model, a list of groups"
+            )
+        params = list(params)
+        if not params:
+            raise ValueError(f"{type(self).__name__} was given an empty parameter list")
+        if not defaults["rule"] and not isinstance(params[0], dict):
+            raise ValueError(
+                f"{type(self).__name__} was given bare parameters, which have no rule; allowed: a "
+                "model, erlangen.param_groups(model), groups with a rule, or a preset such as "
+                "erlangen.Muon"
+            )
+        self._plan = _C.Plan()
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None):
+        """Updates every parameter that has a gradient; returns the closure's loss, if any."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        _C.step(self._plan, self.param_groups, self.state)
+        return loss
+
+    def add_param_group(self, param_group: dict) -> None:
+        """Adds a group: a dict with ``params``, and options that beat the optimizer's."""
+        where = f"param_groups[{len(self.param_groups)}]"
+        if not isinstance(param_group, dict):
+            raise TypeError(f"{where} must be a dict, got {type(param_group).__name__}")
+        if "params" not in param_group:
+            raise ValueError(f'{where} has no "params"')
+        _refuse_unknown((k for k in param_group if k not in _OTHER_KEYS), where)
+        params = param_group["params"]
+        if isinstance(params, (list, tuple)) and not params:
+            raise ValueError(f"{where} has no parameters; allowed: at least one")
+        super().add_param_group(self._with_names(dict(param_group)))
+        # torch's own checks come with the call above; ours need the completed group.
+        try:
+            _C.check_group(self.param_groups[-1], len(self.param_groups) - 1)
+            _C.check_no_duplicates(self.param_groups)
+        except (TypeError, ValueError):
+            del self.param_groups[-1]
+            raise
+
+    def _with_names(self, group: dict) -> dict:
+        """The group with names, if the others have some: torch wants all groups with or without."""
+        params = group["params"]
+        named = "param_names" in group or any(isinstance(p, tuple) for p in params)
+        if self.param_groups and "param_names" in self.param_groups[0] and not named:
+            params = [params] if isinstance(params, torch.Tensor) else list(params)
+            index = len(self.param_groups)
+            group["params"] = params
+            group["param_names"] = [f"group {index} [{i}]" for i in range(len(params))]
+        return group
+
+    def explain(self) -> str:
+        """A table: parameter, shape, role, rule, logical matrices, factor on the learning rate."""
+        return _C.explain(self.param_groups)
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Loads groups and state; state keeps the dtype it was saved in.
+
+        Raises:
+            ValueError: groups, options or shapes that do not fit; nothing has changed then.
+        """
+        before = (self.param_groups, self.state)
+        try:
+            super().load_state_dict(state_dict)
+            self._restore_dtypes(state_dict)
+            for index, group in enumerate(self.param_groups):
+                _C.check_group(group, index)
+                _C.check_states(group, index, self.state)
+        except (TypeError, ValueError, KeyError) as error:
+            self.param_groups, self.state = before
+            if isinstance(error, KeyError):
+                raise ValueError(f"the state dict has no entry {error}") from error
+            raise
+
+    def _restore_dtypes(self, state_dict: dict) -> None:
+        """Undoes torch's cast of float state to the parameter's dtype."""
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for index, param in zip(saved, params, strict=True):
+            for name, value in state_dict["state"].get(index, {}).items():
+                if isinstance(value, torch.Tensor) and value.dtype != self.state[param][name].dtype:
+                    self.state[param][name] = value.to(param.device)
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._plan = _C.Plan()
+        for group in self.param_groups:
+            for key in _OPTIONS:
+                group.setdefault(key, self.defaults[key])
+
+
+class _Preset(Equivariant):
+    """Equivariant with its rule preset, so that bare parameters are enough."""
+
+    def __init__(self, params, lr=1e-3, weight_decay=1e-2, **options: Any):
+        if isinstance(params, nn.Module):
+            params = params.parameters()
+        preset = _C.preset_options(type(self).__name__)
+        super().__init__(params, **{**preset, "lr": lr, "weight_decay": weight_decay, **options})
+
+
+class Muon(Equivariant):
+    """torch.optim.Muon: its signature, defaults and trajectory, within the precision of ns_dtype.
+
+    Beyond it: parameters of more than two dimensions (batches of matrices), layouts, and every
+    other option of :class:`Equivariant`.
+
+    Args:
+        params: matrices, or groups of them.
+        lr, weight_decay, momentum, nesterov, ns_coefficients, ns_steps: as in torch.optim.Muon.
+        eps: least norm that a gradient is divided by; small gradients count less because of it.
+        adjust_lr_fn: None ("original") or a name that :class:`Equivariant` knows.
+        options: further options of :class:`Equivariant`.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr=1e-3,
+        weight_decay=0.1,
+        momentum=0.95,
+        nesterov=True,
+        ns_coefficients=(3.4445, -4.775, 2.0315),
+        eps=1e-7,
+        ns_steps=5,
+        adjust_lr_fn=None,
+        **options: Any,
+    ):
+        preset = _C.preset_options("Muon")
+        chosen = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "ns_coefficients": ns_coefficients,
+            "ns_eps": eps,
+            "ns_steps": ns_steps,
+            "adjust_lr_fn": adjust_lr_fn or preset["adjust_lr_fn"],
+        }
+        super().__init__(params, **{**preset, **chosen, **options})
+
+    def __setstate__(self, state: dict) -> None:
+        # A group of torch.optim.Muon's checkpoint has its own eps, and None for "original".
+        for group in state.get("param_groups", []):
+            if "rule" not in group:
+                group["ns_eps"] = group.pop("eps", self.defaults["ns_eps"])
+                group["adjust_lr_fn"] = group.get("adjust_lr_fn") or "original"
+        super().__setstate__(state)
+
+
+class PolarGrad(_Preset):
+    """Spectral with alpha 1: the polar direction times the nuclear norm (github timlautk/polargrad).
+
+    Arguments as :class:`Equivariant`; ``params`` may be bare matrices.
+    """
+
+
+class RowNorm(_Preset):
+    """Every row moves by the same length. Arguments as :class:`Equivariant`."""
+
+
+class RightSpectral(_Preset):
+    """X (XᵀX)^(-1/2), from the Gram matrix of the columns. Arguments as :class:`Equivariant`."""
+
+
+class LeftSpectral(_Preset):
+    """(XXᵀ)^(-1/2) X, from the Gram matrix of the rows. Arguments as :class:`Equivariant`."""
+
+
+class Hybrid(_Preset):
+    """Unit rows, then polar, or the other way round. Arguments as :class:`Equivariant`."""
+
+
+def _signature_of(cls: type) -> inspect.Signature:
+    """The options as keyword-only arguments with their defaults, which stand in C++ alone."""
+    parameter = inspect.Parameter
+    own = inspect.signature(cls.__init__).parameters
+    named = [p for n, p in own.items() if n != "self" and p.kind != parameter.VAR_KEYWORD]
+    rest = [
+        parameter(name, parameter.KEYWORD_ONLY, default=default)
+        for name, default in _OPTIONS.items()
+        if name not in own
+    ]
+    return inspect.Signature(named + rest)
+
+
+for _cls in (Equivariant, Muon, PolarGrad, RowNorm, RightSpectral, LeftSpectral, Hybrid):
+    _cls.__signature__ = _signature_of(_cls)
