@@ -1,0 +1,261 @@
+"""Which role, rule and layout each tensor of a model gets."""
+
+import json
+
+import pytest
+import torch
+from erlangen import _C
+from erlangen.routing import param_groups
+from erlangen.routing.overrides import ROLES
+from expected_roles import SIZES, TABLES, build, columns, expected, hide_names, rotate_names
+from routing_helpers import Holder, as_matrices, found, options_by_tensor
+from torch import nn
+
+# The four architectures
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("family", TABLES)
+def test_architecture(family, sizes, tied):
+    model = build(family, sizes, tied)
+    assert found(model) == expected(family, sizes, tied)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("family", TABLES)
+def test_names_do_not_matter(family, sizes, tied):
+    model = build(family, sizes, tied)
+    before = options_by_tensor(model)
+    hide_names(model)
+    assert not any("proj" in name or "embed" in name for name, _ in model.named_parameters())
+    assert options_by_tensor(model) == before
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("family", TABLES)
+def test_misleading_names_are_refused_or_ignored(family, sizes, step):
+    model = build(family, sizes)
+    before = options_by_tensor(model)
+    rotate_names(model, step)
+    try:
+        after = options_by_tensor(model)
+    except ValueError as error:
+        assert "contradicts the order" in str(error)
+    else:
+        assert after == before
+
+
+def test_rules_of_the_roles():
+    groups = param_groups(build("olmoe"))
+    rules = {group["role"]: (group["rule"], group.get("center", False)) for group in groups}
+    assert rules == {
+        "embedding": ("row_norm", False),
+        "attention": ("spectral", False),
+        "other": ("adamw", False),
+        "router": ("left_spectral", True),
+        "expert_in": ("spectral", False),
+        "expert_out": ("spectral", False),
+        "lm_head": ("row_norm", True),
+    }
+    for group in groups:
+        if group["role"] in ("embedding", "lm_head", "router", "other"):
+            assert group["weight_decay"] == 0.0
+    assert next(g for g in groups if g["role"] == "embedding")["lr_scale"] == 5.0
+
+
+def test_groups_are_plain_complete_and_ordered():
+    model = build("gpt_oss")
+    groups = param_groups(model)
+    names = dict(model.named_parameters())
+    listed = [name for group in groups for name in group["param_names"]]
+    assert sorted(listed) == sorted(names)
+    order = list(names)
+    assert [g["param_names"][0] for g in groups] == sorted(
+        (g["param_names"][0] for g in groups), key=order.index
+    )
+    for group in groups:
+        assert group["param_names"] == sorted(group["param_names"], key=order.index)
+        assert all(
+            names[n] is p for n, p in zip(group["param_names"], group["params"], strict=True)
+        )
+        plain = {k: v for k, v in group.items() if k != "params"}
+        assert json.loads(json.dumps(plain)) == plain
+    keys = [json.dumps({k: v for k, v in g.items() if k[:5] != "param"}) for g in groups]
+    assert len(set(keys)) == len(keys)
+
+
+def test_every_role_has_options():
+    assert all("rule" in _C.role_options(role, "match_rms_adamw") for role in ROLES)
+
+
+def test_gpt_oss_layouts_are_the_maps_of_the_forward_pass():
+    experts = build("gpt_oss").model.layers[0].mlp.experts
+    layouts = {name: layout for name, (_, layout) in found(build("gpt_oss")).items()}
+    weight = experts.gate_up_proj.detach()
+    gate, up = (weight[..., i::2] for i in (0, 1))  # as in _apply_gate: x @ weight, then ::2
+    matrices = as_matrices(weight, layouts["model.layers.0.mlp.experts.gate_up_proj"])
+    assert torch.equal(matrices, torch.stack([gate.mT, up.mT], dim=1))
+    down = experts.down_proj.detach()
+    assert torch.equal(as_matrices(down, layouts["model.layers.0.mlp.experts.down_proj"]), down.mT)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "gpt_oss"])
+def test_classification_heads_are_dense(family):
+    from transformers import (
+        Gemma3TextForSequenceClassification,
+        GptOssForSequenceClassification,
+        Qwen3ForSequenceClassification,
+    )
+
+    kinds = {
+        "qwen3": Qwen3ForSequenceClassification,
+        "gemma3": Gemma3TextForSequenceClassification,
+        "gpt_oss": GptOssForSequenceClassification,
+    }
+    config = build(family).config
+    config.num_labels = 3
+    roles = found(kinds[family](config))
+    assert roles.pop("score.weight") == ("dense", None)
+    assert roles == expected(family, "distinct", tied=True)  # there is no lm_head
+
+
+def test_a_part_of_a_model():
+    model = build("qwen3")
+    assert found(model.model.layers[0].self_attn)["o_proj.weight"] == ("attention", columns(4))
+    assert found(model.model)["embed_tokens.weight"] == ("embedding", None)
+
+
+def test_meta_device():
+    with torch.device("meta"):
+        for tied in (False, True):
+            assert found(build("olmoe", tied=tied)) == expected("olmoe", "distinct", tied)
+
+
+def test_shapes_that_contradict_the_config():
+    model = build("qwen3")
+    model.model.layers[1].self_attn.k_proj = nn.Linear(16, 24, bias=False)
+    with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.k_proj.*should be \[16, 16\]"):
+        param_groups(model)
+
+
+def test_replaced_and_added_parts():
+    model = build("qwen3")
+    model.model.layers[0].mlp.extra = nn.Linear(16, 16)
+    with pytest.raises(ValueError, match="3 such parts, not 4") as error:
+        param_groups(model)
+    assert "layers.1" not in str(error.value)
+
+
+# When centering is right
+
+
+def test_soft_capped_head_is_not_centered():
+    model = build("gemma3", final_logit_softcapping=30.0)
+    head = next(g for g in param_groups(model) if g["role"] == "lm_head")
+    assert head["rule"] == "row_norm" and head["center"] is False
+
+
+def test_router_with_z_loss_is_not_centered():
+    model = build("olmoe")
+    model.config.router_z_loss_coef = 1e-3
+    router = next(g for g in param_groups(model) if g["role"] == "router")
+    assert router["rule"] == "left_spectral" and router["center"] is False
+
+
+# Sharing
+
+
+@pytest.mark.parametrize("family", TABLES)
+def test_tied_head_is_an_embedding_without_centering(family):
+    model = build(family, tied=True)
+    groups = param_groups(model)
+    holders = [g for g in groups if any(p is model.lm_head.weight for p in g["params"])]
+    assert [g["role"] for g in holders] == ["embedding"]
+    assert not holders[0].get("center", False)
+
+
+def test_declared_tie_that_the_model_does_not_have():
+    model = build("qwen3", tied=True)
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    with pytest.raises(ValueError, match="tie_word_embeddings"):
+        param_groups(model)
+    model.config.tie_word_embeddings = False
+    assert found(model)["lm_head.weight"] == ("lm_head", None)
+
+
+def test_declared_tie_with_the_embedding_elsewhere():
+    model = build("qwen3", tied=True)
+    model.model.embed_tokens = nn.Identity()  # the last stage of a pipeline
+    assert found(model)["lm_head.weight"] == ("embedding", None)
+
+
+def test_plain_tied_model():
+    model = Holder(table=nn.Embedding(30, 8), head=nn.Linear(8, 30))
+    model.head.weight = model.table.weight
+    assert found(model) == {"table.weight": ("embedding", None), "head.bias": ("other", None)}
+
+
+def test_shared_by_modules_that_disagree():
+    shared = nn.Parameter(torch.zeros(8, 8))
+    model = Holder(a=nn.Linear(8, 8, bias=False), b=nn.LSTM(8, 2))
+    model.a.weight = model.b.weight_ih_l0 = shared
+    with pytest.raises(ValueError, match="make different things of it"):
+        param_groups(model)
+
+
+# Heads of models without a config
+
+
+class Block(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.norm = nn.LayerNorm(d)
+        self.mlp = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d))
+        self.gated = Holder(w1=nn.Linear(d, 4 * d), w2=nn.Linear(4 * d, d), w3=nn.Linear(d, 4 * d))
+
+
+def language_model(vocabulary, d=8):
+    return Holder(
+        tokens=nn.Embedding(vocabulary, d),
+        positions=nn.Embedding(d, d),
+        blocks=nn.ModuleList([Block(d), Block(d)]),
+        head=nn.Linear(d, vocabulary, bias=False),
+    )
+
+
+@pytest.mark.parametrize("vocabulary", [50, 32], ids=["usual", "as wide as the MLP"])
+def test_plain_head(vocabulary):
+    model = language_model(vocabulary)
+    roles = found(model)
+    assert roles["head.weight"] == ("lm_head", None)
+    assert roles["tokens.weight"] == roles["positions.weight"] == ("embedding", None)
+    inner = [v for name, v in roles.items() if name.endswith("weight") and "blocks" in name]
+    assert inner.count(("dense", None)) == 10 and inner.count(("other", None)) == 2
+    before = options_by_tensor(model)
+    hide_names(model)
+    assert options_by_tensor(model) == before
+
+
+def test_plain_head_in_doubt():
+    early = Holder(head=nn.Linear(8, 50), tokens=nn.Embedding(50, 8), body=nn.Linear(8, 8))
+    several = Holder(
+        tokens=nn.Embedding(50, 8), heads=nn.ModuleList(nn.Linear(8, 50) for _ in range(2))
+    )
+    square = Holder(tokens=nn.Embedding(8, 8), head=nn.Linear(8, 8))
+    for model in (early, several, square):
+        with pytest.raises(ValueError, match="lm_head"):
+            param_groups(model)
+    assert (
+        found(early, overrides={"head.weight": {"role": "lm_head"}})["head.weight"][0] == "lm_head"
+    )
+
+
+def test_own_head_on_a_known_body():
+    body = build("qwen3").model
+    model = Holder(body=body, head=nn.Linear(16, 40, bias=False))
+    assert found(model)["head.weight"] == ("lm_head", None)
+    model = Holder(body=body, value=nn.Linear(16, 1))
+    assert found(model)["value.weight"] == ("dense", None)
