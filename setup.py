@@ -26,7 +26,9 @@ def torch_requirement() -> str:
     try:
         major, minor = importlib.metadata.version("torch").split(".")[:2]
     except importlib.metadata.PackageNotFoundError:
-        sys.exit("Erlangen is built against torch: install torch first, or drop --no-build-isolation.")
+        sys.exit(
+            "Erlangen is built against torch: install torch first, or drop --no-build-isolation."
+        )
     return f"torch=={major}.{minor}.*"
 
 
@@ -44,14 +46,14 @@ class CMakeBuild(build_ext):
 
     def run(self):
         in_source = self.inplace or getattr(self, "editable_mode", False)
-        prefix = ROOT / "python/erlangen" if in_source else Path(self.build_lib).resolve() / "erlangen"
+        parent = ROOT / "python" if in_source else Path(self.build_lib).resolve()
         build = ROOT / "build" / ("editable" if in_source else "wheel")
         torch = Path(importlib.util.find_spec("torch").origin).parent
         # Fresh: under build isolation torch and ninja lie elsewhere each time. Objects are kept.
         configure = [tool("cmake"), "--fresh", "-S", ROOT, "-B", build, "-G", "Ninja"]
         configure += [
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
-            f"-DCMAKE_INSTALL_PREFIX={prefix}",
+            f"-DCMAKE_INSTALL_PREFIX={parent / 'erlangen'}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_PREFIX_PATH={torch}",
             "-DERLANGEN_BUILD_PYTHON=ON",

@@ -26,8 +26,10 @@ foreach(_erlangen_prefix IN LISTS CMAKE_PREFIX_PATH _erlangen_env_prefixes Torch
   endforeach()
 endforeach()
 if(NOT ERLANGEN_TORCH_DIR)
-  set(_erlangen_python "${Python_EXECUTABLE}")
-  if(NOT _erlangen_python)
+  unset(_erlangen_python) # find_program does not search for a variable that is set, even if empty
+  if(Python_EXECUTABLE)
+    set(_erlangen_python "${Python_EXECUTABLE}")
+  else()
     find_program(_erlangen_python NAMES python python3 NO_CACHE)
   endif()
   if(_erlangen_python)

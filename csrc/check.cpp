@@ -4,7 +4,6 @@
 #include "layout.h"
 #include "polar.h"
 
-#include <ATen/Functions.h>
 #include <c10/util/Exception.h>
 #include <erlangen/functional.h>
 
@@ -32,8 +31,8 @@ void check_fraction(const std::string& where, const char* name, double value) {
   check_range(where, name, value, 0.0, 1.0, "numbers in [0, 1)");
 }
 
-const std::vector<std::string> kRules = {"spectral", "right_spectral", "left_spectral", "row_norm",
-                                         "column_norm", "hybrid", "adamw"};
+const std::vector<std::string> kRules = {
+    "spectral", "right_spectral", "left_spectral", "row_norm", "column_norm", "hybrid", "adamw"};
 
 }  // namespace
 
@@ -115,22 +114,24 @@ void check_options(const EquivariantOptions& options, const std::string& where) 
                     ": capturable is True; allowed: False, until the rules run in CUDA graphs");
 
   if (options.center()) {
-    TORCH_CHECK_VALUE(!adamw && options.rule() != "column_norm", where, ": center is True with rule ",
-                      repr(options.rule()), "; allowed: center=False, or another rule");
-    TORCH_CHECK_VALUE(!splits_units(options.layout()), where,
-                      ": center is True with a layout that has heads, sections or pairs, whose rows "
-                      "share no shift; allowed: center=False, or a layout of transpose and flatten");
-    TORCH_CHECK_VALUE(options.decay() != "cautious", where,
-                      ": decay is \"cautious\" with center=True, whose shift it would move; allowed: "
-                      "decay=\"decoupled\", or center=False");
+    TORCH_CHECK_VALUE(!adamw && options.rule() != "column_norm", where,
+                      ": center is True with rule ", repr(options.rule()),
+                      "; allowed: center=False, or another rule");
+    TORCH_CHECK_VALUE(
+        !splits_units(options.layout()), where,
+        ": center is True with a layout that has heads, sections or pairs, whose rows "
+        "share no shift; allowed: center=False, or a layout of transpose and flatten");
+    TORCH_CHECK_VALUE(
+        options.decay() != "cautious", where,
+        ": decay is \"cautious\" with center=True, whose shift it would move; allowed: "
+        "decay=\"decoupled\", or center=False");
   }
   TORCH_CHECK_VALUE(std::isfinite(options.alpha()), where, ": alpha is ", options.alpha(),
                     "; allowed: finite numbers");
   if (options.alpha() != 0.0) {
-    const bool has_norm =
-        options.rule() == "spectral" || options.rule() == "right_spectral" ||
-        options.rule() == "left_spectral" ||
-        (options.rule() == "hybrid" && options.order() == "row_then_polar");
+    const bool has_norm = options.rule() == "spectral" || options.rule() == "right_spectral" ||
+                          options.rule() == "left_spectral" ||
+                          (options.rule() == "hybrid" && options.order() == "row_then_polar");
     TORCH_CHECK_VALUE(has_norm, where, ": alpha is ", options.alpha(), " with rule ",
                       repr(options.rule()), options.rule() == "hybrid" ? " and order " : "",
                       options.rule() == "hybrid" ? repr(options.order()) : "",
@@ -144,9 +145,9 @@ void check_param(const at::Tensor& param, const EquivariantOptions& options,
   TORCH_CHECK_TYPE(param.layout() == at::kStrided, where, " is sparse (", param.layout(),
                    "); allowed: dense tensors");
   const auto dtype = param.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
-                       dtype == at::kHalf,
-                   where, " has dtype ", dtype, "; allowed: float32, float64, bfloat16, float16");
+  TORCH_CHECK_TYPE(
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
+      where, " has dtype ", dtype, "; allowed: float32, float64, bfloat16, float16");
   TORCH_CHECK_TYPE(!param.unsafeGetTensorImpl()->is_python_dispatch(), where,
                    " is a tensor subclass (such as a DTensor); allowed: plain tensors");
   if (options.rule() != "adamw") {
@@ -154,13 +155,14 @@ void check_param(const at::Tensor& param, const EquivariantOptions& options,
   }
 }
 
-void check_grad(const at::Tensor& grad, const at::Tensor& param, c10::function_ref<std::string()> where) {
+void check_grad(const at::Tensor& grad, const at::Tensor& param,
+                c10::function_ref<std::string()> where) {
   TORCH_CHECK_TYPE(grad.layout() == at::kStrided, where(), ": the gradient is sparse (",
                    grad.layout(), "); allowed: dense gradients");
-  TORCH_CHECK_VALUE(grad.sizes() == param.sizes(), where(), ": the gradient has shape ", grad.sizes(),
-                    ", the parameter ", param.sizes());
-  TORCH_CHECK_VALUE(grad.device() == param.device(), where(), ": the gradient is on ", grad.device(),
-                    ", the parameter on ", param.device());
+  TORCH_CHECK_VALUE(grad.sizes() == param.sizes(), where(), ": the gradient has shape ",
+                    grad.sizes(), ", the parameter ", param.sizes());
+  TORCH_CHECK_VALUE(grad.device() == param.device(), where(), ": the gradient is on ",
+                    grad.device(), ", the parameter on ", param.device());
   TORCH_CHECK_TYPE(at::isFloatingType(grad.scalar_type()), where(), ": the gradient has dtype ",
                    grad.scalar_type(), "; allowed: floating point");
 }
@@ -169,6 +171,9 @@ void check_state(const EquivariantParamState& state, const at::Tensor& param,
                  c10::function_ref<std::string()> where) {
   const auto check = [&](const char* name, const at::Tensor& tensor) {
     if (!tensor.defined()) return;
+    TORCH_CHECK_TYPE(tensor.layout() == at::kStrided && at::isFloatingType(tensor.scalar_type()),
+                     where(), ": state ", name, " is ", tensor.layout(), " of dtype ",
+                     tensor.scalar_type(), "; allowed: dense floating point");
     TORCH_CHECK_VALUE(tensor.sizes() == param.sizes(), where(), ": state ", name, " has shape ",
                       tensor.sizes(), ", the parameter ", param.sizes());
     TORCH_CHECK_VALUE(tensor.device() == param.device(), where(), ": state ", name, " is on ",
@@ -178,6 +183,10 @@ void check_state(const EquivariantParamState& state, const at::Tensor& param,
   check("momentum_buffer", state.momentum_buffer());
   check("exp_avg", state.exp_avg());
   check("exp_avg_sq", state.exp_avg_sq());
+  TORCH_CHECK_VALUE(!state.step().defined() ||
+                        (state.step().layout() == at::kStrided && state.step().numel() == 1),
+                    where(), ": state step has shape ", state.step().sizes(),
+                    "; allowed: one element");
 }
 
 void check_state_complete(const EquivariantParamState& state, const EquivariantOptions& options,

@@ -38,9 +38,10 @@ void check_polar_options(const PolarOptions& options, const std::string& where);
 void check_param(const at::Tensor& param, const EquivariantOptions& options,
                  const std::string& where);
 
-// Raises c10::TypeError or c10::ValueError for a gradient that does not fit its parameter. Called at
-// every step, so it asks `where` for its text only when there is something to say.
-void check_grad(const at::Tensor& grad, const at::Tensor& param, c10::function_ref<std::string()> where);
+// Raises c10::TypeError or c10::ValueError for a gradient that does not fit its parameter. Called
+// at every step, so it asks `where` for its text only when there is something to say.
+void check_grad(const at::Tensor& grad, const at::Tensor& param,
+                c10::function_ref<std::string()> where);
 
 // Raises c10::ValueError for state of another shape or on another device than its parameter.
 void check_state(const EquivariantParamState& state, const at::Tensor& param,

@@ -54,28 +54,31 @@ Row row_of(const EquivariantOptions& options, const at::Tensor& param, const std
       scale += separator + number(options.lr_scale() * by_shape);
     }
   }
-  return {name, product(param.sizes().vec()), options.role().empty() ? "-" : options.role(),
-          rule_text(options), matrices, scale};
+  return {name,
+          product(param.sizes().vec()),
+          options.role().empty() ? "-" : options.role(),
+          rule_text(options),
+          matrices,
+          scale};
 }
 
 // Characters, not bytes: "×" has two of these.
 size_t width(const std::string& text) {
-  return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](unsigned char c) {
-    return (c & 0xC0) != 0x80;
-  }));
+  return static_cast<size_t>(
+      std::count_if(text.begin(), text.end(), [](unsigned char c) { return (c & 0xC0) != 0x80; }));
 }
 
 }  // namespace
 
 std::string explain(const std::vector<ExplainGroup>& groups) {
-  std::vector<Row> rows = {
-      {"parameter", "shape", "role", "rule", "logical matrices", "lr scale"}};
+  std::vector<Row> rows = {{"parameter", "shape", "role", "rule", "logical matrices", "lr scale"}};
   for (size_t g = 0; g < groups.size(); ++g) {
     const EquivariantOptions& options = groups[g].options;
     for (size_t p = 0; p < groups[g].params.size(); ++p) {
       const auto& names = options.param_names();
-      const std::string name =
-          p < names.size() ? names[p] : "group " + std::to_string(g) + " [" + std::to_string(p) + "]";
+      const std::string name = p < names.size()
+                                   ? names[p]
+                                   : "group " + std::to_string(g) + " [" + std::to_string(p) + "]";
       rows.push_back(row_of(options, groups[g].params[p], name));
     }
   }

@@ -31,8 +31,8 @@ struct Verb {
   const char* name;
   bool has_dim;
 };
-constexpr Verb kVerbs[] = {{"transpose", false}, {"sections", true}, {"heads", true},
-                           {"pairs", true},      {"flatten", false}};
+constexpr Verb kVerbs[] = {
+    {"transpose", false}, {"sections", true}, {"heads", true}, {"pairs", true}, {"flatten", false}};
 
 LayoutStep layout_step(const std::string& name, const IValue& value) {
   if (!value.isGenericDict()) type_error(name, value, "a dict such as {\"heads\": 8, \"dim\": -2}");
@@ -73,9 +73,9 @@ LayoutStep layout_step(const std::string& name, const IValue& value) {
   }
   TORCH_CHECK_VALUE(verb, name, ": no verb in ", repr(value),
                     "; allowed: transpose, sections, heads, pairs, flatten");
-  TORCH_CHECK_VALUE(has_dim == verb->has_dim, name, ": ", verb->name,
-                    verb->has_dim ? " needs a \"dim\" (-2 or -1): " : " takes no \"dim\": ",
-                    repr(value));
+  TORCH_CHECK_VALUE(
+      has_dim == verb->has_dim, name, ": ", verb->name,
+      verb->has_dim ? " needs a \"dim\" (-2 or -1): " : " takes no \"dim\": ", repr(value));
   step.verb = verb->name;
   return step;
 }
@@ -233,9 +233,8 @@ std::string repr(const IValue& value) {
     out << '"' << value.toStringRef() << '"';
   } else if (value.isGenericDict()) {
     out << '{';
-    join(value.toGenericDict(), [&out](const auto& item) {
-      out << repr(item.key()) << ": " << repr(item.value());
-    });
+    join(value.toGenericDict(),
+         [&out](const auto& item) { out << repr(item.key()) << ": " << repr(item.value()); });
     out << '}';
   } else if (is_sequence(value)) {
     out << '[';

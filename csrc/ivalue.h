@@ -27,7 +27,8 @@ void from_ivalue(const std::string& name, const c10::IValue& value, double& out)
 void from_ivalue(const std::string& name, const c10::IValue& value, std::string& out);
 void from_ivalue(const std::string& name, const c10::IValue& value, std::optional<bool>& out);
 void from_ivalue(const std::string& name, const c10::IValue& value, std::optional<int64_t>& out);
-void from_ivalue(const std::string& name, const c10::IValue& value, std::tuple<double, double>& out);
+void from_ivalue(const std::string& name, const c10::IValue& value,
+                 std::tuple<double, double>& out);
 void from_ivalue(const std::string& name, const c10::IValue& value, std::vector<std::string>& out);
 void from_ivalue(const std::string& name, const c10::IValue& value, NsCoefficients& out);
 // Raises c10::ValueError for an unknown verb, a missing, surplus or unknown entry of a step.

@@ -22,13 +22,16 @@ class Steps {
   explicit Steps(const std::string& where) : where_(where) {}
 
   std::vector<MatrixView> apply(const LayoutStep& step, MatrixView view, bool first) const {
-    TORCH_CHECK_VALUE(step.dim == -2 || step.dim == -1, where_, ": layout: dim must be -2 (rows) or "
-                      "-1 (columns), got ", step.dim);
+    TORCH_CHECK_VALUE(step.dim == -2 || step.dim == -1, where_,
+                      ": layout: dim must be -2 (rows) or "
+                      "-1 (columns), got ",
+                      step.dim);
     if (step.verb == "transpose") {
       std::swap(view.rows, view.cols);
     } else if (step.verb == "heads") {
       TORCH_CHECK_VALUE(step.sizes.size() == 1 && step.sizes[0] > 0, where_,
-                        ": layout: heads must be a positive number, got ", at::IntArrayRef(step.sizes));
+                        ": layout: heads must be a positive number, got ",
+                        at::IntArrayRef(step.sizes));
       take_outer(side(view, step), step.sizes[0], view.batch, "heads");
     } else if (step.verb == "pairs") {
       pairs(view, step);
@@ -107,7 +110,8 @@ class Steps {
     int64_t begin = 0;
     std::vector<MatrixView> result;
     for (int64_t part : step.sizes) {
-      TORCH_CHECK_VALUE(part > 0, where_, ": layout: sections must be positive, got ", at::IntArrayRef(step.sizes));
+      TORCH_CHECK_VALUE(part > 0, where_, ": layout: sections must be positive, got ",
+                        at::IntArrayRef(step.sizes));
       TORCH_CHECK_VALUE(part % inner == 0, where_, ": layout: section ", part,
                         " cuts through parts of an earlier step");
       MatrixView section = view;
@@ -117,8 +121,8 @@ class Steps {
       result.push_back(std::move(section));
       begin += part;
     }
-    TORCH_CHECK_VALUE(begin == size, where_, ": layout: sections ", at::IntArrayRef(step.sizes), " add up to ",
-                      begin, ", but the size is ", size);
+    TORCH_CHECK_VALUE(begin == size, where_, ": layout: sections ", at::IntArrayRef(step.sizes),
+                      " add up to ", begin, ", but the size is ", size);
     return result;
   }
 

@@ -1,7 +1,7 @@
-// torch.ops.erlangen.*: the bare rules for torch.compile and torch.export, which see through them by
-// their Meta kernels. In the schemas `ns_coefficients` is a flat list of triples, one a step; empty
-// means Polar Express's own.
-#include <ATen/ATen.h>
+// torch.ops.erlangen.*: the bare rules for torch.compile and torch.export, which see through them
+// by their Meta kernels. In the schemas `ns_coefficients` is a flat list of triples, one a step;
+// empty means Polar Express's own.
+#include <ATen/ops/empty_like.h>
 #include <c10/util/Exception.h>
 #include <erlangen/functional.h>
 #include <torch/library.h>
@@ -55,8 +55,9 @@ TORCH_LIBRARY(erlangen, m) {
   m.def("spectral(Tensor x, *, float alpha=0.0, " ERLANGEN_POLAR_ARGS);
   m.def("right_spectral(Tensor x, *, float alpha=0.0, " ERLANGEN_POLAR_ARGS);
   m.def("left_spectral(Tensor x, *, float alpha=0.0, " ERLANGEN_POLAR_ARGS);
-  m.def("hybrid(Tensor x, *, str order=\"row_then_polar\", bool center=False, float alpha=0.0, "
-        ERLANGEN_POLAR_ARGS);
+  m.def(
+      "hybrid(Tensor x, *, str order=\"row_then_polar\", bool center=False, float "
+      "alpha=0.0, " ERLANGEN_POLAR_ARGS);
 }
 
 TORCH_LIBRARY_IMPL(erlangen, CompositeExplicitAutograd, m) {

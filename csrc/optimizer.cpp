@@ -26,7 +26,8 @@ const EquivariantOptions& options_of(const torch::optim::OptimizerOptions& optio
 // The group as the optimizer keeps it: its own options, filled up from the defaults.
 OptimizerParamGroup completed(const OptimizerParamGroup& group, const EquivariantOptions& defaults,
                               size_t index) {
-  EquivariantOptions options = group.has_options() ? options_of(group.options()) : EquivariantOptions();
+  EquivariantOptions options =
+      group.has_options() ? options_of(group.options()) : EquivariantOptions();
   options.fill_from(defaults);
   check_options(options, describe_group(index, options));
   TORCH_CHECK_VALUE(!group.params().empty(), describe_group(index, options),

@@ -3,6 +3,7 @@
 
 #include <c10/util/Exception.h>
 #include <erlangen/options.h>
+#include <torch/serialize/archive.h>
 
 namespace erlangen {
 
@@ -77,9 +78,10 @@ void EquivariantOptions::visit_one(Self& self, const std::string& name, Visitor&
   TORCH_CHECK_VALUE(found, "unknown option ", repr(name), "; allowed: ", join(names()));
 }
 
-void EquivariantOptions::set(const std::string& name, const c10::IValue& value) {
+void EquivariantOptions::set(const std::string& name, const c10::IValue& value,
+                             const std::string& where) {
   visit_one(*this, name, [&](auto& setting) {
-    from_ivalue(name, value, setting.value);
+    from_ivalue(where + name, value, setting.value);
     setting.is_set = true;
   });
 }

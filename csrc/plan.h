@@ -1,5 +1,5 @@
-// Which parameters a step computes together. Made once from the groups, and again when anything it
-// was made from changes: options, shapes, types, devices, or which parameters have a gradient.
+// Which parameters a step computes together. Made once from the groups, and again when what it was
+// made from changes: rules, layouts, shapes, types, devices, or which parameters have a gradient.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -56,17 +56,27 @@ class Plan {
   const std::vector<ParamIndex>& adamw() const { return adamw_; }
 
  private:
-  // What the plan was made from, parameter by parameter.
-  struct Source {
+  // What the plan was made from. Learning rates and the like are not part of it: schedulers change
+  // them at every step.
+  struct ParamSource {
     std::vector<int64_t> sizes;
     at::ScalarType dtype;
     at::Device device;
     bool has_grad;
-    bool operator==(const Source&) const = default;
+    bool operator==(const ParamSource&) const = default;
+  };
+  struct GroupSource {
+    RuleOptions rule;
+    bool polar_first;
+    Layout layout;
+    std::vector<ParamSource> params;
+    bool operator==(const GroupSource&) const = default;
   };
 
-  std::vector<EquivariantOptions> options_;
-  std::vector<std::vector<Source>> sources_;
+  void make(const std::vector<StepGroup>& groups, const std::vector<GroupSource>& sources);
+
+  std::vector<EquivariantOptions> checked_;  // options that need no second check
+  std::vector<GroupSource> sources_;
   std::vector<Bucket> buckets_;
   std::vector<ParamIndex> adamw_;
 };

@@ -2,7 +2,17 @@
 
 #include "reference.h"
 
-#include <ATen/ATen.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/baddbmm.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/ldexp.h>
+#include <ATen/ops/linalg_eigh.h>
+#include <ATen/ops/linalg_svd.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/maximum.h>
+#include <ATen/ops/where.h>
 #include <c10/util/Exception.h>
 
 #include <cmath>
@@ -56,7 +66,14 @@ const std::map<std::string, CoefficientSet>& coefficient_sets() {
          {2.8366, -3.0525, 1.2012}}}},
       {"deepseek_v4",
        {10,
-        {kJordan, kJordan, kJordan, kJordan, kJordan, kJordan, kJordan, kJordan,
+        {kJordan,
+         kJordan,
+         kJordan,
+         kJordan,
+         kJordan,
+         kJordan,
+         kJordan,
+         kJordan,
          {2.0, -1.5, 0.5}}}},
       {"cubic", {15, {{1.5, -0.5, 0.0}}}},
   };
@@ -119,8 +136,7 @@ at::Tensor exact_by_svd(const at::Tensor& x) {
 // (XXᵀ)^(-1/2) X with the pseudo-inverse root of the left Gram matrix.
 at::Tensor exact_by_gram(const at::Tensor& x) {
   const auto [lambda, q] = at::linalg_eigh(at::matmul(x, x.mT()));
-  const double cutoff =
-      static_cast<double>(x.size(-2)) * std::numeric_limits<double>::epsilon();
+  const double cutoff = static_cast<double>(x.size(-2)) * std::numeric_limits<double>::epsilon();
   const at::Tensor dropped = lambda.le(lambda.amax(-1, true) * cutoff);
   const at::Tensor root = safe_reciprocal(lambda.clamp_min(0.0).sqrt(), dropped);
   return at::matmul(q * root.unsqueeze(-2), at::matmul(q.mT(), x));
@@ -168,6 +184,9 @@ at::Tensor polar(const at::Tensor& x, Side side, const PolarOptions& options) {
   if (options.ns_method == "exact") {
     const at::Tensor wide = scaled.to(at::kDouble);
     result = side == Side::shorter ? exact_by_svd(wide) : exact_by_gram(wide);
+    // Zero rows and columns stay zero; a decomposition leaves noise there, which a row norm to
+    // follow would make rows of unit length.
+    result = result * wide.ne(0.0).any(-1, true) * wide.ne(0.0).any(-2, true);
   } else {
     const at::ScalarType dtype = product_dtype(x, options.ns_dtype);
     const at::Tensor cast = scaled.to(dtype);

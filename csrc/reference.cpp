@@ -1,6 +1,15 @@
 #include "reference.h"
 
-#include <ATen/ATen.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/frexp.h>
+#include <ATen/ops/ldexp.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <cmath>
 
@@ -81,7 +90,8 @@ void apply_update(const at::Tensor& param, const at::Tensor& update, const at::T
   at::Tensor next = in_place ? p : p.clone();
   const double decay = args.lr * args.weight_decay;
   if (args.cautious) {
-    next.addcmul_(p, (p * update).gt(0.0).to(p.scalar_type()), -decay);
+    // By signs: the product of two small numbers would vanish.
+    next.addcmul_(p, (p.sign() * update.sign()).gt(0.0).to(p.scalar_type()), -decay);
   } else {
     next.mul_(1.0 - decay);
   }

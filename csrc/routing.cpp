@@ -69,7 +69,8 @@ void add_recurrent(Roles& roles, const std::string& name, const nn::Module& modu
   }
 }
 
-void add_attention(Roles& roles, const std::string& name, const nn::MultiheadAttentionImpl& module) {
+void add_attention(Roles& roles, const std::string& name,
+                   const nn::MultiheadAttentionImpl& module) {
   const int64_t n = module.options.num_heads();
   roles.add(name, "in_proj_weight", "attention", heads(3 * n, -2));
   for (const char* projection : {"q_proj_weight", "k_proj_weight", "v_proj_weight"}) {
@@ -154,9 +155,9 @@ class Sayings {
 }  // namespace
 
 const std::vector<std::string>& role_names() {
-  static const std::vector<std::string> names = {
-      "embedding", "lm_head",    "router", "attention", "mlp_in", "mlp_out",
-      "expert_in", "expert_out", "dense",  "lora",      "other"};
+  static const std::vector<std::string> names = {"embedding", "lm_head", "router",    "attention",
+                                                 "mlp_in",    "mlp_out", "expert_in", "expert_out",
+                                                 "dense",     "lora",    "other"};
   return names;
 }
 
@@ -211,7 +212,9 @@ std::vector<OptimizerParamGroup> param_groups(const nn::Module& module,
       continue;
     }
     options.fill_from(sayings.of_role(role));
-    options.fill_from(role == by_type.role() ? by_type : role_options(role));
+    EquivariantOptions of_role = role == by_type.role() ? by_type : role_options(role);
+    if (options.rule() == "adamw") of_role.layout({}).center(false);  // it has no use for these
+    options.fill_from(of_role);
     auto group = std::find_if(groups.begin(), groups.end(),
                               [&](const auto& candidate) { return candidate.first == options; });
     if (group == groups.end()) {

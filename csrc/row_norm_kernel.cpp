@@ -75,26 +75,25 @@ std::optional<Job> job_of(const Bucket& bucket, const MatrixParam& member, const
   const auto grad_stride = row_stride(grad, o.layout(), member.views);
   const auto momentum_stride = row_stride(momentum, o.layout(), member.views);
   if (!param_stride || !grad_stride || !momentum_stride) return {};
-  const Job job = {
-      .tensor = {.param = param.data_ptr(),
-                 .grad = grad.data_ptr(),
-                 .momentum = momentum.data_ptr(),
-                 .rows = param.numel() / cols,
-                 .param_stride = *param_stride,
-                 .grad_stride = *grad_stride,
-                 .momentum_stride = *momentum_stride,
-                 .decay = 1.0 - o.lr() * o.weight_decay(),
-                 .step_size = o.lr() * o.lr_scale() *
-                              shape_scale(bucket.rule, member.views[0].m(), cols)},
-      .options = {.cols = cols,
-                  .dtype = dtype_of(param),
-                  .momentum_dtype = dtype_of(momentum),
-                  .momentum = o.momentum(),
-                  .nesterov = o.nesterov().value_or(false),
-                  .maximize = o.maximize(),
-                  .gradient_support = o.support() == "gradient"},
-      .param = &param,
-      .momentum = &momentum};
+  const Job job = {.tensor = {.param = param.data_ptr(),
+                              .grad = grad.data_ptr(),
+                              .momentum = momentum.data_ptr(),
+                              .rows = param.numel() / cols,
+                              .param_stride = *param_stride,
+                              .grad_stride = *grad_stride,
+                              .momentum_stride = *momentum_stride,
+                              .decay = 1.0 - o.lr() * o.weight_decay(),
+                              .step_size = o.lr() * o.lr_scale() *
+                                           shape_scale(bucket.rule, member.views[0].m(), cols)},
+                   .options = {.cols = cols,
+                               .dtype = dtype_of(param),
+                               .momentum_dtype = dtype_of(momentum),
+                               .momentum = o.momentum(),
+                               .nesterov = o.nesterov().value_or(false),
+                               .maximize = o.maximize(),
+                               .gradient_support = o.support() == "gradient"},
+                   .param = &param,
+                   .momentum = &momentum};
   if (!kernels::row_norm_supports(job.options)) return {};
   return job;
 }

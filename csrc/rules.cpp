@@ -4,7 +4,10 @@
 #include "polar.h"
 #include "reference.h"
 
-#include <ATen/ATen.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/ldexp.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -35,12 +38,11 @@ at::Tensor apply_rule(const at::Tensor& x, const RuleOptions& options) {
   TORCH_CHECK_VALUE(x.dim() >= 2, options.rule, ": x has shape ", x.sizes(),
                     "; allowed: [..., m, n]");
   check_polar_options(options.polar, options.rule);
-  if (x.numel() == 0) return at::empty_like(x);
+  if (x.numel() == 0) return at::empty_like(x, x.options(), at::MemoryFormat::Contiguous);
   const at::Tensor batch = x.reshape({-1, x.size(-2), x.size(-1)}).to(compute_dtype(x));
   const Direction result = direction(batch, options);
-  const at::Tensor scaled =
-      result.factor.defined() ? result.value * result.factor : result.value;
-  return scaled.to(x.scalar_type()).reshape(x.sizes());
+  const at::Tensor scaled = result.factor.defined() ? result.value * result.factor : result.value;
+  return scaled.to(x.scalar_type()).reshape(x.sizes()).contiguous();
 }
 
 }  // namespace
@@ -65,11 +67,13 @@ Direction direction(const at::Tensor& x, const RuleOptions& options) {
 
   const bool hybrid = options.rule == "hybrid";
   if (hybrid && options.order == "row_then_polar") z = projected(reference::row_norm(z));
-  at::Tensor value = polar(z, side_of(options.rule), options.polar);
-  if (hybrid && options.order == "polar_then_row") value = reference::row_norm(value);
+  // A centered Z has the null vector 1, but for rounding, which polar blows up: project it out
+  // again.
+  at::Tensor value = projected(polar(z, side_of(options.rule), options.polar));
+  if (hybrid && options.order == "polar_then_row") value = projected(reference::row_norm(value));
   at::Tensor factor;
   if (options.alpha != 0.0) factor = nuclear_norm_power(z, value, options.alpha);
-  return {projected(value), factor};
+  return {value, factor};
 }
 
 double shape_scale(const RuleOptions& options, int64_t rows, int64_t cols) {
@@ -77,8 +81,8 @@ double shape_scale(const RuleOptions& options, int64_t rows, int64_t cols) {
   const std::string& fn = options.adjust_lr_fn;
   if (fn == "none") return 1.0;
   const bool unit_cols = options.rule == "column_norm";
-  const bool unit_rows = options.rule == "row_norm" ||
-                         (options.rule == "hybrid" && options.order == "polar_then_row");
+  const bool unit_rows =
+      options.rule == "row_norm" || (options.rule == "hybrid" && options.order == "polar_then_row");
   if (fn == "match_rms_adamw") {
     return 0.2 * std::sqrt(unit_rows ? n : unit_cols ? m : std::max(m, n));
   }
@@ -91,7 +95,7 @@ at::Tensor center(const at::Tensor& x) {
   TORCH_CHECK_TYPE(at::isFloatingType(x.scalar_type()), "center: x has dtype ", x.scalar_type(),
                    "; allowed: floating point");
   TORCH_CHECK_VALUE(x.dim() >= 2, "center: x has shape ", x.sizes(), "; allowed: [..., m, n]");
-  return reference::center(x.to(compute_dtype(x))).to(x.scalar_type());
+  return reference::center(x.to(compute_dtype(x))).to(x.scalar_type()).contiguous();
 }
 
 at::Tensor row_norm(const at::Tensor& x) { return apply_rule(x, {.rule = "row_norm"}); }

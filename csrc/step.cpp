@@ -3,8 +3,15 @@
 #include "reference.h"
 #include "row_norm_kernel.h"
 
-#include <ATen/ATen.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 namespace erlangen {
 
@@ -23,10 +30,11 @@ at::ScalarType state_dtype(const EquivariantOptions& options, const at::Tensor& 
 }
 
 at::Tensor zero_state(const EquivariantOptions& options, const at::Tensor& param) {
-  return at::zeros(param.sizes(), param.options().dtype(state_dtype(options, param)));
+  return at::zeros_like(param, param.options().dtype(state_dtype(options, param)));
 }
 
-// Counts this step and returns its number, from 1. On the CPU, so that reading it waits for nothing.
+// Counts this step and returns its number, from 1. On the CPU, so that reading it waits for
+// nothing.
 int64_t next_step(EquivariantParamState& state) {
   if (!state.step().defined()) state.step(at::zeros({}, at::kFloat));
   state.step().add_(1);
@@ -136,6 +144,12 @@ void step_bucket(const Bucket& bucket, const std::vector<StepGroup>& groups) {
   }
 }
 
+// Whether torch's fused kernel, which walks memory and not indices, pairs up their elements.
+bool same_memory_order(const at::Tensor& a, const at::Tensor& b) {
+  return a.scalar_type() == b.scalar_type() && a.strides() == b.strides() &&
+         a.is_non_overlapping_and_dense();
+}
+
 // torch's own fused kernel where it does what is asked, else the reference.
 void step_adamw(const ParamIndex& index, const std::vector<StepGroup>& groups) {
   const EquivariantOptions& options = groups[index.group].options;
@@ -143,10 +157,10 @@ void step_adamw(const ParamIndex& index, const std::vector<StepGroup>& groups) {
   EquivariantParamState& state = state_of(groups, index);
   const auto [beta1, beta2] = options.betas();
   const int64_t step = next_step(state);
-  const bool fused = options.decay() == "decoupled" && options.support() == "all" &&
-                     options.lr_scale() == 1.0 && !options.stochastic_rounding() &&
-                     param.grad().scalar_type() == param.scalar_type() &&
-                     state.exp_avg().scalar_type() == param.scalar_type();
+  const bool fused =
+      options.decay() == "decoupled" && options.support() == "all" && options.lr_scale() == 1.0 &&
+      !options.stochastic_rounding() && same_memory_order(param, param.grad()) &&
+      same_memory_order(param, state.exp_avg()) && same_memory_order(param, state.exp_avg_sq());
   if (fused) {
     at::_fused_adamw_({param}, {param.grad()}, {state.exp_avg()}, {state.exp_avg_sq()}, {},
                       {state.step().to(param.device())}, options.lr(), beta1, beta2,

@@ -21,14 +21,17 @@ namespace {
 using erlangen::EquivariantOptions;
 using erlangen::EquivariantParamState;
 
-// Python's plain values, and tensors of one element as the number they hold.
+std::string shown(py::handle value) { return std::string(py::repr(value)); }
+
+// Python's plain values, numbers of other packages (numpy), and tensors of one element as the
+// number they hold.
 c10::IValue to_ivalue(const std::string& name, py::handle value) {
   if (value.is_none()) return {};
   if (py::isinstance<py::bool_>(value)) return value.cast<bool>();
   if (THPVariable_Check(value.ptr())) {
-    const at::Tensor tensor = THPVariable_Unpack(value.ptr());
-    TORCH_CHECK_VALUE(tensor.numel() == 1, name, " is a tensor of shape ", tensor.sizes(),
-                      "; allowed: a number or a tensor with one element");
+    const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
+    TORCH_CHECK_VALUE(tensor.numel() == 1 && !tensor.is_complex(), name, " is ", shown(value),
+                      "; allowed: a number or a tensor that holds one real number");
     return tensor.item().toDouble();
   }
   if (py::isinstance<py::str>(value)) return value.cast<std::string>();
@@ -39,19 +42,24 @@ c10::IValue to_ivalue(const std::string& name, py::handle value) {
   }
   if (py::isinstance<py::dict>(value)) {
     c10::impl::GenericDict dict(c10::StringType::get(), c10::AnyType::get());
-    for (const auto& [key, item] : value.cast<py::dict>()) {
-      TORCH_CHECK_TYPE(py::isinstance<py::str>(key), name, " has the key ",
-                       std::string(py::repr(key)), "; allowed: str keys");
+    for (const auto& [key, item] : py::reinterpret_borrow<py::dict>(value)) {
+      TORCH_CHECK_TYPE(py::isinstance<py::str>(key), name, " has the key ", shown(key),
+                       "; allowed: str keys");
       dict.insert(key.cast<std::string>(), to_ivalue(name, item));
     }
     return dict;
   }
-  // Numbers of other packages (numpy) say themselves what they are.
-  if (PyIndex_Check(value.ptr())) return py::int_(py::reinterpret_borrow<py::object>(value)).cast<int64_t>();
-  if (PyNumber_Check(value.ptr()) && !PyComplex_Check(value.ptr())) {
+  if (PyIndex_Check(value.ptr())) {
+    const auto number = py::reinterpret_steal<py::int_>(PyNumber_Index(value.ptr()));
+    int overflow = 0;
+    const int64_t result = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
+    TORCH_CHECK_VALUE(!overflow, name, " is ", shown(value), "; allowed: ints of 64 bits");
+    return result;
+  }
+  if (PyFloat_Check(value.ptr()) || py::hasattr(value, "__float__")) {
     return py::float_(py::reinterpret_borrow<py::object>(value)).cast<double>();
   }
-  TORCH_CHECK_TYPE(false, name, " is ", std::string(py::repr(value)),
+  TORCH_CHECK_TYPE(false, name, " is ", shown(value),
                    "; allowed: None, bool, int, float, str, list, dict");
 }
 
@@ -95,14 +103,24 @@ struct Group {
   std::vector<at::Tensor> params;
 };
 
-Group to_group(const py::dict& dict) {
+at::Tensor to_tensor(py::handle value, const std::string& where) {
+  TORCH_CHECK_TYPE(THPVariable_Check(value.ptr()), where, " is ", shown(value),
+                   "; allowed: a tensor");
+  return THPVariable_Unpack(value.ptr());
+}
+
+Group to_group(const py::dict& dict, size_t index) {
   static const std::vector<std::string> names = EquivariantOptions::names();
+  const std::string where = "param_groups[" + std::to_string(index) + "]";
   Group group;
   for (const std::string& name : names) {
     PyObject* value = PyDict_GetItemString(dict.ptr(), name.c_str());
-    if (value) group.options.set(name, to_ivalue(name, value));
+    if (!value) continue;
+    group.options.set(name, to_ivalue(where + ": " + name, value), where + ": ");
   }
-  for (py::handle param : dict["params"]) group.params.push_back(THPVariable_Unpack(param.ptr()));
+  for (py::handle param : dict["params"]) {
+    group.params.push_back(to_tensor(param, where + ": a parameter"));
+  }
   return group;
 }
 
@@ -115,9 +133,12 @@ class States {
     auto& state = states_.emplace_back(py::reinterpret_borrow<py::object>(param),
                                        std::make_unique<EquivariantParamState>());
     if (!state_.contains(param)) return state.second.get();
-    const py::dict dict = state_[param];
+    const py::object entry = state_[param];
+    TORCH_CHECK_TYPE(py::isinstance<py::dict>(entry), "the state of a parameter is ", shown(entry),
+                     "; allowed: a dict");
+    const auto dict = py::reinterpret_borrow<py::dict>(entry);
     each(*state.second, [&](const char* name, at::Tensor& tensor) {
-      if (dict.contains(name)) tensor = THPVariable_Unpack(py::object(dict[name]).ptr());
+      if (dict.contains(name)) tensor = to_tensor(dict[name], "state " + std::string(name));
     });
     return state.second.get();
   }
@@ -149,7 +170,7 @@ void step(erlangen::Plan& plan, const py::list& param_groups, const py::object& 
   std::vector<erlangen::StepGroup> groups;
   States states(state);
   for (py::handle dict : param_groups) {
-    Group group = to_group(py::reinterpret_borrow<py::dict>(dict));
+    Group group = to_group(py::reinterpret_borrow<py::dict>(dict), groups.size());
     auto& step_group = groups.emplace_back();
     for (py::handle param : dict["params"]) step_group.states.push_back(states.read(param));
     step_group.options = std::move(group.options);
@@ -163,7 +184,7 @@ void step(erlangen::Plan& plan, const py::list& param_groups, const py::object& 
 }
 
 void check_group(const py::dict& dict, size_t index) {
-  const Group group = to_group(dict);
+  const Group group = to_group(dict, index);
   erlangen::check_options(group.options, erlangen::describe_group(index, group.options));
   for (size_t p = 0; p < group.params.size(); ++p) {
     erlangen::check_param(group.params[p], group.options,
@@ -172,7 +193,7 @@ void check_group(const py::dict& dict, size_t index) {
 }
 
 void check_states(const py::dict& dict, size_t index, const py::object& state) {
-  const Group group = to_group(dict);
+  const Group group = to_group(dict, index);
   States states(state);
   size_t p = 0;
   for (py::handle param : dict["params"]) {
@@ -189,7 +210,7 @@ void check_states(const py::dict& dict, size_t index, const py::object& state) {
 std::string explain(const py::list& param_groups) {
   std::vector<erlangen::ExplainGroup> groups;
   for (py::handle dict : param_groups) {
-    Group group = to_group(py::reinterpret_borrow<py::dict>(dict));
+    Group group = to_group(py::reinterpret_borrow<py::dict>(dict), groups.size());
     groups.push_back({std::move(group.options), std::move(group.params)});
   }
   return erlangen::explain(groups);
@@ -226,30 +247,19 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("step", &step, "One step over param_groups; creates missing state in `state`.");
   m.def("check_group", &check_group, "Raises for a group that no step can take.");
   m.def("check_states", &check_states, "Raises for loaded state that does not fit its parameters.");
-  m.def("check_no_duplicates", [](const py::list& param_groups) {
-    std::vector<std::vector<at::Tensor>> params;
-    for (py::handle dict : param_groups) {
-      params.push_back(to_group(py::reinterpret_borrow<py::dict>(dict)).params);
-    }
-    erlangen::check_no_duplicates(params);
-  });
+  m.def("check_no_duplicates", &erlangen::check_no_duplicates);
   m.def("explain", &explain);
   m.def("role_names", &erlangen::role_names);
   m.def("option_names", &EquivariantOptions::names);
   m.def("default_options", [] { return to_dict(EquivariantOptions(), false); });
-  m.def("role_options", [](const std::string& role, const std::string& adjust_lr_fn) {
-    return to_dict(erlangen::role_options(role, adjust_lr_fn), true);
-  }, py::arg("role"), py::arg("adjust_lr_fn") = "match_rms_adamw");
-  m.def("preset_options", [](const std::string& name) {
-    return to_dict(erlangen::preset_options(name), true);
-  });
+  m.def(
+      "role_options",
+      [](const std::string& role, const std::string& adjust_lr_fn) {
+        return to_dict(erlangen::role_options(role, adjust_lr_fn), true);
+      },
+      py::arg("role"), py::arg("adjust_lr_fn") = "match_rms_adamw");
+  m.def("preset_options",
+        [](const std::string& name) { return to_dict(erlangen::preset_options(name), true); });
   m.def("ns_coefficients", &ns_coefficients, "The flat triples of each step.");
   m.def("kernel_count", &erlangen::kernel_count, "Parameters stepped by fused kernels, for tests.");
-  m.def("build_info", [] {
-    py::dict info;
-    info["version"] = ERLANGEN_VERSION;
-    info["torch"] = ERLANGEN_TORCH_VERSION;
-    info["cuda"] = ERLANGEN_CUDA_VERSION;
-    return info;
-  });
 }

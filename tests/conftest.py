@@ -1,4 +1,4 @@
-"""Shared by all tests: seeds, devices, the CMake build, and a count of what had no GPU to run on."""
+"""Shared by all tests: seeds, devices, the CMake build, and a count of what had no GPU."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-NO_GPU = "no CUDA device"
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 cpp_skips = pytest.StashKey[int]()
 
 
@@ -19,12 +19,7 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(
-    params=[
-        "cpu",
-        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)),
-    ]
-)
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_gpu)])
 def device(request) -> torch.device:
     """Every device kind there is; one that is missing is counted as a skip."""
     return torch.device(request.param)
@@ -49,12 +44,13 @@ class CMake:
             stderr=subprocess.STDOUT,
         )
         if ok != (done.returncode == 0):
-            line = " ".join(map(str, command))
-            pytest.fail(f"exit {done.returncode} from: {line}\n{done.stdout[-8000:]}", pytrace=False)
+            said = f"exit {done.returncode} from {' '.join(map(str, command))}"
+            pytest.fail(f"{said}\n{done.stdout[-8000:]}", pytrace=False)
         return done.stdout
 
     def configure(self, source, build, *options, ok: bool = True) -> str:
-        return self.run("cmake", "--fresh", "-S", source, "-B", build, "-G", "Ninja", *options, ok=ok)
+        command = ["cmake", "--fresh", "-S", source, "-B", build, "-G", "Ninja", *options]
+        return self.run(*command, ok=ok)
 
     def build(self, build) -> str:
         return self.run("cmake", "--build", build, "--parallel", jobs())

@@ -8,7 +8,7 @@
 // The scratch row stays in the nearest cache, so that memory sees each of g, m and p once: 20
 // bytes an element in float32. Pass 1 goes strip by strip and asks for the parameter's strip, which
 // pass 3 will want, and for the gradient and momentum of strips to come: hardware prefetchers start
-// anew at every page, and a row is often just one. That is worth a quarter of the time.
+// anew at every page, and a row is often just one. That saves up to a quarter of the time.
 //
 // The sum of squares is kept in 32 lanes: column c is added to lane c mod 32, and the lanes of 4096
 // columns are folded by halves (lane l gains lane l + 16, l + 8, ... l + 1) and added to a double.
@@ -222,8 +222,7 @@ ERLANGEN_CPU_CLONES void step_rows_of_any_type(const RowNormTensor& tensor,
                                                int64_t end) {
   const bool low = options.momentum_dtype == DType::bfloat16;
   switch (options.dtype) {
-    case DType::float64:
-      return step_rows<double, double, double>(tensor, options, begin, end);
+    case DType::float64: return step_rows<double, double, double>(tensor, options, begin, end);
     case DType::float32:
       return low ? step_rows<float, BFloat16, float>(tensor, options, begin, end)
                  : step_rows<float, float, float>(tensor, options, begin, end);

@@ -370,8 +370,7 @@ cudaError_t row_norm_step(const RowNormTensor* tensors, int64_t count,
   if (options.cols == 0) return cudaSuccess;
   const bool low = options.momentum_dtype == DType::bfloat16;
   switch (options.dtype) {
-    case DType::float64:
-      return step<double, double>(tensors, count, options, stream);
+    case DType::float64: return step<double, double>(tensors, count, options, stream);
     case DType::float32:
       return low ? step<float, __nv_bfloat16>(tensors, count, options, stream)
                  : step<float, float>(tensors, count, options, stream);

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch  # noqa: F401  (its libraries must be loaded before ours)
 
-from . import _C
+from . import _build
 from ._version_check import check as _check_versions
 
-_check_versions(_C.build_info())
+_check_versions(_build.INFO)  # before _C, which another torch could not load
 
 from . import functional  # noqa: E402
 from .optimizer import (  # noqa: E402
@@ -21,7 +21,7 @@ from .optimizer import (  # noqa: E402
 )
 from .routing import param_groups  # noqa: E402
 
-__version__ = _C.build_info()["version"]
+__version__ = _build.INFO["version"]
 #: For CMake: find_package(erlangen) finds this package under this prefix.
 cmake_prefix_path = str(Path(__file__).parent)
 

@@ -26,6 +26,12 @@ __all__ = [
 _ops = torch.ops.erlangen
 
 
+@torch.compiler.assume_constant_result
+def _steps(ns_coefficients, ns_steps: int | None) -> list[float]:
+    """The coefficients of every step, one after the other, as the operators take them."""
+    return _C.ns_coefficients(ns_coefficients, ns_steps)
+
+
 def center(x: Tensor) -> Tensor:
     """Subtracts the mean over rows (dimension -2): X − 1·mean_rows(X)."""
     return _ops.center(x)
@@ -61,7 +67,7 @@ def spectral(
         ns_method: "standard" (on X), "gram" (on the Gram matrix), "exact" (float64), "auto".
         ns_dtype: of the products: "float32", "bfloat16", "float16", "auto".
     """
-    coefficients = _C.ns_coefficients(ns_coefficients, ns_steps)
+    coefficients = _steps(ns_coefficients, ns_steps)
     return _ops.spectral(
         x, alpha=alpha, ns_coefficients=coefficients, ns_method=ns_method, ns_dtype=ns_dtype
     )
@@ -77,7 +83,7 @@ def right_spectral(
     ns_dtype: str = "auto",
 ) -> Tensor:
     """X (XᵀX)^(-1/2), through the n×n Gram matrix. Arguments as :func:`spectral`."""
-    coefficients = _C.ns_coefficients(ns_coefficients, ns_steps)
+    coefficients = _steps(ns_coefficients, ns_steps)
     return _ops.right_spectral(
         x, alpha=alpha, ns_coefficients=coefficients, ns_method=ns_method, ns_dtype=ns_dtype
     )
@@ -93,7 +99,7 @@ def left_spectral(
     ns_dtype: str = "auto",
 ) -> Tensor:
     """(XXᵀ)^(-1/2) X, through the m×m Gram matrix. Arguments as :func:`spectral`."""
-    coefficients = _C.ns_coefficients(ns_coefficients, ns_steps)
+    coefficients = _steps(ns_coefficients, ns_steps)
     return _ops.left_spectral(
         x, alpha=alpha, ns_coefficients=coefficients, ns_method=ns_method, ns_dtype=ns_dtype
     )
@@ -123,7 +129,7 @@ def hybrid(
         order=order,
         center=center,
         alpha=alpha,
-        ns_coefficients=_C.ns_coefficients(ns_coefficients, ns_steps),
+        ns_coefficients=_steps(ns_coefficients, ns_steps),
         ns_method=ns_method,
         ns_dtype=ns_dtype,
     )

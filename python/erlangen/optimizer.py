@@ -28,6 +28,12 @@ _OF_GROUP = {"role", "param_names"}
 _OPTIONS = {k: v for k, v in _C.default_options().items() if k not in _OF_GROUP}
 
 
+def _as_list(params):
+    if isinstance(params, torch.Tensor):
+        return [params]
+    return params if isinstance(params, set) else list(params)  # torch refuses sets
+
+
 def _refuse_unknown(options: Iterable[str], where: str) -> None:
     unknown = [key for key in options if key not in _OPTIONS | dict.fromkeys(_OF_GROUP)]
     if unknown:
@@ -110,27 +116,25 @@ class Equivariant(Optimizer):
         if "params" not in param_group:
             raise ValueError(f'{where} has no "params"')
         _refuse_unknown((k for k in param_group if k not in _OTHER_KEYS), where)
-        params = param_group["params"]
-        if isinstance(params, (list, tuple)) and not params:
+        group = {**param_group, "params": _as_list(param_group["params"])}
+        tensors = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
+        if not tensors:
             raise ValueError(f"{where} has no parameters; allowed: at least one")
-        super().add_param_group(self._with_names(dict(param_group)))
-        # torch's own checks come with the call above; ours need the completed group.
-        try:
+        if all(isinstance(p, torch.Tensor) for p in tensors):  # else torch says so below
+            _C.check_no_duplicates([g["params"] for g in self.param_groups] + [tensors])
+        super().add_param_group(self._with_names(group))
+        try:  # here, because the group now has all its options
             _C.check_group(self.param_groups[-1], len(self.param_groups) - 1)
-            _C.check_no_duplicates(self.param_groups)
         except (TypeError, ValueError):
             del self.param_groups[-1]
             raise
 
     def _with_names(self, group: dict) -> dict:
         """The group with names, if the others have some: torch wants all groups with or without."""
-        params = group["params"]
-        named = "param_names" in group or any(isinstance(p, tuple) for p in params)
-        if self.param_groups and "param_names" in self.param_groups[0] and not named:
-            params = [params] if isinstance(params, torch.Tensor) else list(params)
+        named = "param_names" in group or isinstance(group["params"][0], tuple)
+        if not named and self.param_groups and "param_names" in self.param_groups[0]:
             index = len(self.param_groups)
-            group["params"] = params
-            group["param_names"] = [f"group {index} [{i}]" for i in range(len(params))]
+            group["param_names"] = [f"group {index} [{i}]" for i in range(len(group["params"]))]
         return group
 
     def explain(self) -> str:
@@ -144,17 +148,27 @@ class Equivariant(Optimizer):
             ValueError: groups, options or shapes that do not fit; nothing has changed then.
         """
         before = (self.param_groups, self.state)
+        # After the caller's own hooks on the dict, and before those on what was loaded.
+        incoming = {}
+        hooks = [
+            self.register_load_state_dict_pre_hook(lambda _, loaded: incoming.update(loaded)),
+            self.register_load_state_dict_post_hook(
+                lambda _: self._restore_dtypes(incoming), prepend=True
+            ),
+        ]
         try:
             super().load_state_dict(state_dict)
-            self._restore_dtypes(state_dict)
             for index, group in enumerate(self.param_groups):
                 _C.check_group(group, index)
                 _C.check_states(group, index, self.state)
-        except (TypeError, ValueError, KeyError) as error:
+        except BaseException as error:
             self.param_groups, self.state = before
-            if isinstance(error, KeyError):
-                raise ValueError(f"the state dict has no entry {error}") from error
+            if isinstance(error, (KeyError, AttributeError)):
+                raise ValueError(f"the state dict does not fit: {error!r}") from error
             raise
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _restore_dtypes(self, state_dict: dict) -> None:
         """Undoes torch's cast of float state to the parameter's dtype."""
@@ -162,7 +176,11 @@ class Equivariant(Optimizer):
         params = [p for group in self.param_groups for p in group["params"]]
         for index, param in zip(saved, params, strict=True):
             for name, value in state_dict["state"].get(index, {}).items():
-                if isinstance(value, torch.Tensor) and value.dtype != self.state[param][name].dtype:
+                if name == "step" and isinstance(value, (int, float)):  # older torch's AdamW
+                    self.state[param][name] = torch.tensor(float(value))
+                elif (
+                    isinstance(value, torch.Tensor) and value.dtype != self.state[param][name].dtype
+                ):
                     self.state[param][name] = value.to(param.device)
 
     def __setstate__(self, state: dict) -> None:
@@ -233,7 +251,7 @@ class Muon(Equivariant):
 
 
 class PolarGrad(_Preset):
-    """Spectral with alpha 1: the polar direction times the nuclear norm (github timlautk/polargrad).
+    """Spectral with alpha 1: the polar direction times the nuclear norm (timlautk/polargrad).
 
     Arguments as :class:`Equivariant`; ``params`` may be bare matrices.
     """

@@ -29,14 +29,10 @@ struct Format {
 
 Format format(DType dtype) {
   switch (dtype) {
-    case DType::float32:
-      return {4, 23, -126, 127};
-    case DType::float64:
-      return {8, 52, -1022, 1023};
-    case DType::bfloat16:
-      return {2, 7, -126, 127};
-    case DType::float16:
-      return {2, 10, -14, 15};
+    case DType::float32: return {4, 23, -126, 127};
+    case DType::float64: return {8, 52, -1022, 1023};
+    case DType::bfloat16: return {2, 7, -126, 127};
+    case DType::float16: return {2, 10, -14, 15};
   }
   return {};
 }

@@ -7,11 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import erlangen
 import pytest
 import torch
 from conftest import ROOT, CMake
-
-import erlangen
 from erlangen import _version_check
 
 PACKAGE = Path(erlangen.__file__).parent
@@ -36,7 +35,8 @@ def without_nvcc() -> dict:
 def installed(tree: Path) -> list[Path]:
     """The files that CMake installs (a package directory of an editable install has others)."""
     parts = [tree / "lib", tree / "include", tree / "share", *tree.glob("_C*.so")]
-    return [f for part in parts for f in ([part] if part.is_file() else part.rglob("*")) if f.is_file()]
+    files = [file for part in parts for file in (part, *part.rglob("*"))]
+    return [file for file in files if file.is_file()]
 
 
 @pytest.mark.parametrize("which", ["prefix", "package"])
@@ -69,7 +69,7 @@ def test_consumer(which, request, tmp_path, torch_dir, without_nvcc):
         done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=True)
         found_in = done.stdout.strip()
     cmake = CMake(without_nvcc)
-    assert "nvcc" not in [p.name for f in cmake.env["PATH"].split(os.pathsep) for p in Path(f).glob("nvcc")]
+    assert shutil.which("nvcc", path=cmake.env["PATH"]) is None
     cmake.configure(ROOT / "tests/consumer", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={found_in}")
     assert "CUDA_COMPILER" not in (tmp_path / "build/CMakeCache.txt").read_text()
     cmake.build(tmp_path / "build")
@@ -100,7 +100,7 @@ def test_import_checks_torch():
     _version_check.check({**here, "cuda": ""})  # a build without kernels serves any torch
     major, minor, *_ = here["torch"].split(".")
     _version_check.check({**here, "torch": f"{major}.{minor}.99"})
-    with pytest.raises(ImportError, match=r"built against torch 1\.99\.0 and torch .* is installed"):
+    with pytest.raises(ImportError, match=r"against torch 1\.99\.0 and torch .* is installed"):
         _version_check.check({**here, "torch": "1.99.0"})
     with pytest.raises(ImportError, match=r"built with CUDA 99\.0 kernels and torch"):
         _version_check.check({**here, "cuda": "99.0"})

@@ -7,9 +7,10 @@
 // two dimensions and for option values outside those of EquivariantOptions.
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <erlangen/options.h>
-#include <torch/types.h>
 
+#include <optional>
 #include <string>
 
 namespace erlangen {

@@ -4,8 +4,6 @@
 
 #include <erlangen/options.h>
 #include <torch/optim/optimizer.h>
-#include <torch/serialize/archive.h>
-#include <torch/types.h>
 
 #include <memory>
 #include <string>

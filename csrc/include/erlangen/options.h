@@ -5,8 +5,6 @@
 #pragma once
 
 #include <torch/optim/optimizer.h>
-#include <torch/serialize/archive.h>
-#include <torch/types.h>
 
 #include <array>
 #include <cstdint>
@@ -16,14 +14,18 @@
 #include <utility>
 #include <vector>
 
+namespace c10 {
+struct IValue;
+}
+
 namespace erlangen {
 
 // One step of a layout: how a tensor [..., m, n] becomes a batch of logical matrices. `dim` is -2
 // (rows) or -1 (columns) of the matrices as the steps before have left them.
 struct LayoutStep {
-  std::string verb;             // "transpose", "sections", "heads", "pairs" or "flatten"
-  std::vector<int64_t> sizes;   // sections: the size of each part; heads: {number of heads}
-  std::string order;            // pairs: "concatenated" or "interleaved"
+  std::string verb;            // "transpose", "sections", "heads", "pairs" or "flatten"
+  std::vector<int64_t> sizes;  // sections: the size of each part; heads: {number of heads}
+  std::string order;           // pairs: "concatenated" or "interleaved"
   int64_t dim = -2;
 
   // Swaps rows and columns: for weights stored as [in, out], and for column-aware rules.
@@ -66,19 +68,18 @@ struct Setting {
   bool is_set = false;
 };
 
-#define ERLANGEN_OPTION(T, name, ...)                        \
- public:                                                     \
-  EquivariantOptions& name(T new_value) {                    \
-    name##_ = {std::move(new_value), true};                  \
-    return *this;                                            \
-  }                                                          \
-  const T& name() const noexcept { return name##_.value; }   \
-                                                             \
- private:                                                    \
+#define ERLANGEN_OPTION(T, name, ...)                      \
+ public:                                                   \
+  EquivariantOptions& name(T new_value) {                  \
+    name##_ = {std::move(new_value), true};                \
+    return *this;                                          \
+  }                                                        \
+  const T& name() const noexcept { return name##_.value; } \
+                                                           \
+ private:                                                  \
   Setting<T> name##_ { __VA_ARGS__ }
 
-struct EquivariantOptions
-    : public torch::optim::OptimizerCloneableOptions<EquivariantOptions> {
+struct EquivariantOptions : public torch::optim::OptimizerCloneableOptions<EquivariantOptions> {
   using Betas = std::tuple<double, double>;
   using OptionalBool = std::optional<bool>;
   using OptionalInt = std::optional<int64_t>;
@@ -150,8 +151,9 @@ struct EquivariantOptions
   // Takes every value that was not chosen here from `defaults`.
   void fill_from(const EquivariantOptions& defaults);
   // Sets one option by name from a plain value (bool, int, float, str, None, list, dict).
-  // Raises c10::ValueError for an unknown name and c10::TypeError for a value of another type.
-  void set(const std::string& name, const c10::IValue& value);
+  // Raises c10::ValueError for an unknown name and c10::TypeError for a value of another type; the
+  // messages begin with `where`.
+  void set(const std::string& name, const c10::IValue& value, const std::string& where = "");
   // One option's value as a plain value.
   c10::IValue get(const std::string& name) const;
   // Whether the option was chosen, by its setter or by set().

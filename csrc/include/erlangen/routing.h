@@ -21,8 +21,8 @@ const std::vector<std::string>& role_names();
 EquivariantOptions role_options(const std::string& role,
                                 const std::string& adjust_lr_fn = "match_rms_adamw");
 
-// Options by full parameter name, by glob ('*' and '?') or by role. A name counts more than a glob, a
-// glob more than a role, and of two globs the later one.
+// Options by full parameter name, by glob ('*' and '?') or by role. A name counts more than a glob,
+// a glob more than a role, and of two globs the later one.
 using Overrides = std::vector<std::pair<std::string, EquivariantOptions>>;
 
 // Parameter groups for all parameters of `module` that require gradients, by the types of its

@@ -1,0 +1,199 @@
+// Equivariant as a torch::optim::Optimizer: groups and defaults, closures, schedulers, presets.
+
+#include "test_helpers.h"
+
+namespace erlangen {
+namespace {
+
+using testing::copies;
+using testing::expect_same;
+using testing::group_of;
+using testing::parameter;
+using testing::params_of;
+using testing::picture;
+using testing::run;
+using testing::set_grads;
+
+const EquivariantOptions& options_of(Equivariant& optimizer, size_t group) {
+  return static_cast<const EquivariantOptions&>(optimizer.param_groups()[group].options());
+}
+
+TEST(Optimizer, GroupsBeatDefaults) {
+  Equivariant optimizer(
+      {group_of({parameter({4, 4})}, EquivariantOptions().rule("spectral")),
+       group_of({parameter({4, 4})}, EquivariantOptions(1e-3).momentum(0.5))},  // 1e-3: chosen
+      EquivariantOptions(0.5).rule("row_norm").weight_decay(0.25));
+  EXPECT_EQ(options_of(optimizer, 0).lr(), 0.5);
+  EXPECT_EQ(options_of(optimizer, 0).rule(), "spectral");
+  EXPECT_EQ(options_of(optimizer, 0).weight_decay(), 0.25);
+  EXPECT_EQ(options_of(optimizer, 1).lr(), 1e-3);
+  EXPECT_EQ(options_of(optimizer, 1).rule(), "row_norm");
+  EXPECT_EQ(options_of(optimizer, 1).momentum(), 0.5);
+
+  optimizer.add_param_group(
+      group_of({parameter({4, 4})}, EquivariantOptions().rule("hybrid").lr_scale(2.0)));
+  EXPECT_EQ(options_of(optimizer, 2).lr(), 0.5);
+  EXPECT_EQ(options_of(optimizer, 2).lr_scale(), 2.0);
+  optimizer.add_param_group(torch::optim::OptimizerParamGroup({parameter({4, 4})}));
+  EXPECT_EQ(options_of(optimizer, 3).rule(), "row_norm");
+}
+
+TEST(Optimizer, GroupsOptionsAreCopies) {
+  auto group = group_of({parameter({4, 4})}, EquivariantOptions().rule("spectral"));
+  Equivariant optimizer({group}, EquivariantOptions(0.5));
+  static_cast<EquivariantOptions&>(group.options()).rule("row_norm");
+  EXPECT_EQ(options_of(optimizer, 0).rule(), "spectral");
+}
+
+TEST(Optimizer, UndefinedGradientsAreLeftAlone) {
+  const std::vector<torch::Tensor> params = {parameter({4, 4}), parameter({4, 4})};
+  RowNorm optimizer(params);
+  params[1].mutable_grad() = torch::ones({4, 4});
+  const auto before = copies(params);
+  optimizer.step();
+  EXPECT_TRUE(torch::equal(params[0], before[0]));
+  EXPECT_FALSE(torch::equal(params[1], before[1]));
+  EXPECT_EQ(optimizer.state().size(), 1u);
+}
+
+TEST(Optimizer, ParametersOfABatchDoNotTouchEachOther) {
+  const std::vector<torch::Tensor> params = {parameter({4, 6}), parameter({4, 6})};
+  const auto twin = params[1].detach().clone().requires_grad_();
+  Muon together(params), alone(std::vector<torch::Tensor>{twin});
+  for (int64_t step = 0; step < 3; ++step) {
+    set_grads(params, step);
+    twin.mutable_grad() = params[1].grad().clone();
+    together.step();
+    alone.step();
+  }
+  EXPECT_TRUE(testing::same_bits(params[1], twin));
+}
+
+TEST(Optimizer, Closure) {
+  const auto w = parameter({4, 4});
+  RowNorm optimizer(std::vector<torch::Tensor>{w});
+  const torch::NoGradGuard no_grad;  // the closure gets gradients all the same
+  const double expected = w.square().sum().item<double>();
+  const auto loss = optimizer.step([&] {
+    optimizer.zero_grad();
+    auto value = w.square().sum();
+    value.backward();
+    return value;
+  });
+  EXPECT_EQ(loss.item<double>(), expected);
+  EXPECT_LT(w.square().sum().item<double>(), expected);
+  EXPECT_FALSE(optimizer.step().defined());
+}
+
+TEST(Optimizer, StepLRSetsTheRateOfEveryGroup) {
+  Equivariant optimizer({group_of({parameter({4, 4})}, EquivariantOptions().rule("spectral")),
+                         group_of({parameter({4})}, EquivariantOptions(0.5).rule("adamw"))},
+                        EquivariantOptions(1.0));
+  torch::optim::StepLR schedule(optimizer, 2, 0.1);
+  std::vector<double> rates;
+  for (int64_t step = 0; step < 4; ++step) {
+    rates.push_back(options_of(optimizer, 0).lr());
+    EXPECT_DOUBLE_EQ(options_of(optimizer, 1).lr(), rates.back() / 2);
+    run(optimizer, 1, step);
+    schedule.step();
+  }
+  EXPECT_DOUBLE_EQ(rates[1], 1.0);
+  EXPECT_DOUBLE_EQ(rates[2], 0.1);
+}
+
+TEST(Optimizer, RateSetLaterIsTheRateUsed) {
+  const auto a = parameter({4, 4});
+  const auto b = a.detach().clone().requires_grad_();
+  RowNorm later({a}, EquivariantOptions(0.5)), at_once({b}, EquivariantOptions(0.25));
+  later.param_groups()[0].options().set_lr(0.25);
+  run(later, 2, 1);
+  run(at_once, 2, 1);
+  EXPECT_TRUE(testing::same_bits(a, b));
+}
+
+TEST(Optimizer, AddedGroupChangesNothingForTheOthers) {
+  const std::vector<torch::Tensor> params = {parameter({4, 6}), parameter({4, 6})};
+  const auto twin = params[0].detach().clone().requires_grad_();
+  Muon optimizer({params[0]}), alone({twin});
+  run(optimizer, 2, 1);
+  run(alone, 2, 1);
+  optimizer.add_param_group(torch::optim::OptimizerParamGroup({params[1]}));
+  set_grads(params, 5);
+  twin.mutable_grad() = params[0].grad().clone();
+  optimizer.step();
+  alone.step();
+  EXPECT_TRUE(testing::same_bits(params[0], twin));
+  EXPECT_EQ(optimizer.state().size(), 2u);
+}
+
+TEST(Optimizer, RuleChangedBetweenSteps) {
+  const auto a = parameter({4, 6});
+  RowNorm optimizer({a});
+  run(optimizer, 1, 1);
+  const auto before = picture(optimizer);
+  Hybrid other({a.detach().clone().requires_grad_()});
+  static_cast<EquivariantOptions&>(optimizer.param_groups()[0].options()).rule("hybrid");
+  run(optimizer, 1, 2);
+  EXPECT_FALSE(torch::equal(picture(optimizer)[0], before[0]));
+}
+
+TEST(Optimizer, Moves) {
+  const auto a = parameter({4, 6});
+  const auto b = a.detach().clone().requires_grad_();
+  Muon source({a}), still({b});
+  run(source, 1, 1);
+  Muon moved(std::move(source));
+  run(moved, 1, 2);
+  run(still, 1, 1);
+  run(still, 1, 2);
+  expect_same(picture(moved), picture(still));
+}
+
+TEST(Optimizer, Presets) {
+  const auto rule = [](Equivariant&& optimizer) { return options_of(optimizer, 0).rule(); };
+  const std::vector<torch::Tensor> bare = {parameter({4, 6})};
+  EXPECT_EQ(rule(Muon(bare)), "spectral");
+  EXPECT_EQ(rule(PolarGrad(bare)), "spectral");
+  EXPECT_EQ(rule(RowNorm(bare)), "row_norm");
+  EXPECT_EQ(rule(RightSpectral(bare)), "right_spectral");
+  EXPECT_EQ(rule(LeftSpectral(bare)), "left_spectral");
+  EXPECT_EQ(rule(Hybrid(bare)), "hybrid");
+  Muon muon(bare, EquivariantOptions(0.5).adjust_lr_fn("none"));
+  EXPECT_EQ(options_of(muon, 0).weight_decay(), 0.1);
+  EXPECT_EQ(options_of(muon, 0).adjust_lr_fn(), "none");
+  EXPECT_EQ(options_of(muon, 0).lr(), 0.5);
+  EXPECT_EQ(options_of(muon, 0).nesterov(), true);
+  PolarGrad polar(bare);
+  EXPECT_EQ(options_of(polar, 0).alpha(), 1.0);
+}
+
+TEST(Optimizer, Explain) {
+  Equivariant optimizer({group_of({parameter({8, 6})}, EquivariantOptions()
+                                                           .rule("spectral")
+                                                           .role("attention")
+                                                           .layout({LayoutStep::heads(2, -2)})
+                                                           .param_names({"q.weight"}))});
+  const std::string table = optimizer.explain();
+  for (const char* word : {"q.weight", "8×6", "attention", "spectral", "2 of 4×6"}) {
+    EXPECT_NE(table.find(word), std::string::npos) << word << " in\n" << table;
+  }
+}
+
+TEST(Optimizer, TrainsAModel) {
+  torch::manual_seed(0);
+  torch::nn::Sequential model(torch::nn::Embedding(7, 6), torch::nn::Linear(6, 8),
+                              torch::nn::LayerNorm(torch::nn::LayerNormOptions({8})));
+  Equivariant optimizer(param_groups(*model), EquivariantOptions(0.05));
+  const auto target = torch::randn({7, 8});
+  const auto loss = [&] { return (model->forward(torch::arange(7)) - target).square().mean(); };
+  const double before = loss().item<double>();
+  for (int step = 0; step < 30; ++step) {
+    optimizer.zero_grad();
+    loss().backward();
+    optimizer.step();
+  }
+  EXPECT_LT(loss().item<double>(), 0.7 * before);
+}
+
+}  // namespace
+}  // namespace erlangen

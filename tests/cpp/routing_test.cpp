@@ -1,0 +1,193 @@
+// param_groups of torch::nn models: roles by the types of modules, overrides, what is undecided.
+
+#include <map>
+
+#include "test_helpers.h"
+
+namespace erlangen {
+namespace {
+
+using testing::expect_raises;
+namespace nn = torch::nn;
+
+// Options by parameter name.
+std::map<std::string, EquivariantOptions> found(const nn::Module& module,
+                                                const Overrides& overrides = {}) {
+  std::map<std::string, EquivariantOptions> result;
+  for (const auto& group : param_groups(module, overrides)) {
+    const auto& options = static_cast<const EquivariantOptions&>(group.options());
+    EXPECT_EQ(options.param_names().size(), group.params().size());
+    for (size_t i = 0; i < group.params().size(); ++i) {
+      EXPECT_TRUE(result.emplace(options.param_names()[i], options).second);
+      EXPECT_TRUE(group.params()[i].is_same(module.named_parameters()[options.param_names()[i]]));
+    }
+  }
+  return result;
+}
+
+struct Everything : nn::Module {
+  Everything() {
+    register_module("embedding", nn::Embedding(7, 6));
+    register_module("bag", nn::EmbeddingBag(7, 6));
+    register_module("linear", nn::Linear(6, 8));
+    register_module("bilinear", nn::Bilinear(3, 4, 5));
+    register_module("norm", nn::LayerNorm(nn::LayerNormOptions({8})));
+    register_module("conv", nn::Conv2d(nn::Conv2dOptions(4, 8, 3)));
+    register_module("grouped", nn::Conv1d(nn::Conv1dOptions(4, 8, 3).groups(2)));
+    register_module("depthwise", nn::Conv2d(nn::Conv2dOptions(4, 4, 3).groups(4)));
+    register_module("transposed", nn::ConvTranspose2d(nn::ConvTranspose2dOptions(4, 8, 3)));
+    register_module("attention", nn::MultiheadAttention(nn::MultiheadAttentionOptions(8, 2)));
+    register_module("lstm", nn::LSTM(nn::LSTMOptions(4, 6)));
+    register_module("gru", nn::GRUCell(nn::GRUCellOptions(4, 6)));
+    register_module("rnn", nn::RNN(nn::RNNOptions(4, 6)));
+  }
+};
+
+TEST(Routing, RolesAndLayoutsByType) {
+  const std::map<std::string, std::pair<std::string, Layout>> expected = {
+      {"embedding.weight", {"embedding", {}}},
+      {"bag.weight", {"embedding", {}}},
+      {"linear.weight", {"dense", {}}},
+      {"linear.bias", {"other", {}}},
+      {"bilinear.weight", {"dense", {LayoutStep::flatten()}}},
+      {"norm.weight", {"other", {}}},
+      {"conv.weight", {"dense", {LayoutStep::flatten()}}},
+      {"grouped.weight", {"dense", {LayoutStep::flatten(), LayoutStep::heads(2, -2)}}},
+      {"depthwise.weight", {"other", {}}},
+      {"transposed.weight", {"dense", {LayoutStep::flatten(), LayoutStep::transpose()}}},
+      {"attention.in_proj_weight", {"attention", {LayoutStep::heads(6, -2)}}},
+      {"attention.in_proj_bias", {"other", {}}},
+      {"attention.out_proj.weight", {"attention", {LayoutStep::heads(2, -1)}}},
+      {"lstm.weight_ih_l0", {"dense", {LayoutStep::heads(4, -2)}}},
+      {"lstm.bias_ih_l0", {"other", {}}},
+      {"gru.weight_hh", {"dense", {LayoutStep::heads(3, -2)}}},
+      {"rnn.weight_hh_l0", {"dense", {}}},
+  };
+  const Everything model;
+  const auto options = found(model);
+  EXPECT_EQ(options.size(), model.parameters().size());
+  for (const auto& [name, role_and_layout] : expected) {
+    ASSERT_TRUE(options.count(name)) << name;
+    EXPECT_EQ(options.at(name).role(), role_and_layout.first) << name;
+    EXPECT_TRUE(options.at(name).layout() == role_and_layout.second) << name;
+  }
+}
+
+TEST(Routing, EveryGroupSteps) {
+  const Everything model;
+  Equivariant optimizer(param_groups(model));
+  const auto before = testing::copies(model.parameters());
+  testing::run(optimizer, 2, 1);
+  const auto after = model.parameters();
+  for (size_t i = 0; i < after.size(); ++i) EXPECT_FALSE(torch::equal(before[i], after[i])) << i;
+}
+
+TEST(Routing, OptionsOfRoles) {
+  EXPECT_EQ(role_options("embedding").rule(), "row_norm");
+  EXPECT_EQ(role_options("embedding").lr_scale(), 5.0);
+  EXPECT_EQ(role_options("lm_head").rule(), "row_norm");
+  EXPECT_TRUE(role_options("lm_head").center());
+  EXPECT_EQ(role_options("router").rule(), "left_spectral");
+  EXPECT_TRUE(role_options("router").center());
+  EXPECT_EQ(role_options("other").rule(), "adamw");
+  EXPECT_EQ(role_options("lora").rule(), "adamw");
+  for (const char* role : {"attention", "dense", "mlp_in", "mlp_out", "expert_in", "expert_out"}) {
+    EXPECT_EQ(role_options(role).rule(), "spectral") << role;
+    EXPECT_FALSE(role_options(role).is_set("weight_decay")) << role;
+  }
+  for (const char* role : {"embedding", "lm_head", "router", "other"}) {
+    EXPECT_EQ(role_options(role).weight_decay(), 0.0) << role;
+  }
+  for (const char* fn : {"original", "unit_rms_norm"}) {
+    EXPECT_EQ(role_options("embedding", fn).rule(), "column_norm");
+    EXPECT_TRUE(role_options("embedding", fn).layout() == Layout{LayoutStep::transpose()});
+  }
+}
+
+TEST(Routing, OverridesByNameGlobAndRole) {
+  nn::Sequential model(nn::Linear(4, 4), nn::Linear(4, 4), nn::Linear(4, 4));
+  const auto options = found(*model, {{"dense", EquivariantOptions(0.1).momentum(0.1)},
+                                      {"1.weight", EquivariantOptions(0.4)},
+                                      {"?.weight", EquivariantOptions(0.2).alpha(1.0)},
+                                      {"2*", EquivariantOptions(0.3)}});
+  EXPECT_EQ(options.at("0.weight").lr(), 0.2);
+  EXPECT_EQ(options.at("1.weight").lr(), 0.4);
+  EXPECT_EQ(options.at("2.weight").lr(), 0.3);  // of two globs the later one
+  EXPECT_EQ(options.at("2.bias").lr(), 0.3);
+  for (const char* name : {"0.weight", "1.weight", "2.weight"}) {
+    EXPECT_EQ(options.at(name).momentum(), 0.1) << name;
+    EXPECT_EQ(options.at(name).alpha(), 1.0) << name;
+    EXPECT_EQ(options.at(name).rule(), "spectral") << name;
+  }
+  EXPECT_FALSE(options.at("0.bias").is_set("momentum"));
+}
+
+TEST(Routing, AnOverridesRoleBringsItsOptions) {
+  nn::Sequential model(nn::Linear(4, 4), nn::Linear(4, 7));
+  const auto options = found(*model, {{"1.weight", EquivariantOptions().role("lm_head")}});
+  EXPECT_EQ(options.at("1.weight").rule(), "row_norm");
+  EXPECT_TRUE(options.at("1.weight").center());
+  EXPECT_EQ(options.at("0.weight").rule(), "spectral");
+}
+
+struct Strange : nn::Module {
+  Strange() {
+    register_parameter("mixing", torch::randn({3, 3}));
+    register_parameter("table", torch::randn({5, 3}));
+    register_parameter("gain", torch::randn({3}));
+    register_module("linear", nn::Linear(3, 3));
+  }
+};
+
+TEST(Routing, UndecidedAreListedAllTogether) {
+  const Strange model;
+  expect_raises<c10::ValueError>({"mixing", "[3, 3]", "table", "[5, 3]", "override", "mlp_in"},
+                                 [&] { param_groups(model); });
+  expect_raises<c10::ValueError>({"table"}, [&] {
+    param_groups(model, {{"mixing", EquivariantOptions().role("dense")}});
+  });
+  const auto options = found(model, {{"mixing", EquivariantOptions().role("dense")},
+                                     {"table", EquivariantOptions().role("embedding")}});
+  EXPECT_EQ(options.at("table").rule(), "row_norm");
+  EXPECT_EQ(options.at("gain").rule(), "adamw");
+}
+
+TEST(Routing, BadOverrides) {
+  nn::Linear model(3, 3);
+  expect_raises<c10::ValueError>({"*.nothing", "matches no parameter"}, [&] {
+    param_groups(*model, {{"*.nothing", EquivariantOptions(0.1)}});
+  });
+  expect_raises<c10::ValueError>({"head", "lm_head", "embedding"}, [&] {
+    param_groups(*model, {{"weight", EquivariantOptions().role("head")}});
+  });
+  expect_raises<c10::ValueError>({"head", "lm_head"}, [] { role_options("head"); });
+  expect_raises<c10::ValueError>({"muon", "original"}, [] { role_options("dense", "muon"); });
+}
+
+struct Tied : nn::Module {
+  Tied() {
+    embedding = register_module("embedding", nn::Embedding(7, 6));
+    register_parameter("head", embedding->weight);
+  }
+  nn::Embedding embedding = nullptr;
+};
+
+TEST(Routing, SharedParametersAreTakenOnce) {
+  const Tied model;
+  const auto groups = param_groups(model);
+  ASSERT_EQ(groups.size(), 1u);
+  EXPECT_EQ(groups[0].params().size(), 1u);
+}
+
+TEST(Routing, FrozenParametersAreLeftOut) {
+  nn::Linear model(4, 4);
+  model->weight.requires_grad_(false);
+  const auto options = found(*model);
+  EXPECT_EQ(options.size(), 1u);
+  EXPECT_TRUE(options.count("bias"));
+  model->bias.requires_grad_(false);
+  expect_raises<c10::ValueError>({"no parameters"}, [&] { param_groups(*model); });
+}
+
+}  // namespace
+}  // namespace erlangen

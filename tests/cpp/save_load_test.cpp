@@ -1,0 +1,166 @@
+// torch::save and torch::load of optimizers: runs go on with equal bits, and what does not fit
+// changes nothing.
+
+#include <sstream>
+
+#include "test_helpers.h"
+
+namespace erlangen {
+namespace {
+
+using testing::copies;
+using testing::expect_raises;
+using testing::expect_same;
+using testing::group_of;
+using testing::parameter;
+using testing::params_of;
+using testing::picture;
+using testing::run;
+
+struct Case {
+  const char* name;
+  EquivariantOptions options;
+  at::ScalarType dtype = at::kFloat;
+};
+
+void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
+
+EquivariantOptions rule(const char* name) { return EquivariantOptions().rule(name); }
+
+const std::vector<Case> kCases = {
+    {"spectral", rule("spectral")},
+    {"right_spectral", rule("right_spectral").alpha(1.0)},
+    {"left_spectral", rule("left_spectral").center(true)},
+    {"row_norm", rule("row_norm").support("gradient")},
+    {"column_norm", rule("column_norm").nesterov(true)},
+    {"hybrid", rule("hybrid").momentum_order("polar_first")},
+    {"layout",
+     rule("spectral").layout({LayoutStep::sections({4, 4}, -2), LayoutStep::heads(2, -2)})},
+    {"coefficients", rule("spectral").ns_coefficients({{{1.5, -0.5, 0.0}}}).ns_steps(6)},
+    {"adamw", rule("adamw").betas({0.5, 0.25})},
+    {"double", rule("spectral"), at::kDouble},
+    {"bfloat16", rule("row_norm").stochastic_rounding(true).seed(-3), at::kBFloat16},
+    {"bfloat16 adamw", rule("adamw").stochastic_rounding(true), at::kBFloat16},
+    {"bfloat16 state", rule("hybrid").state_dtype("bfloat16")},
+};
+
+std::vector<torch::Tensor> leaves(const std::vector<torch::Tensor>& values) {
+  auto result = copies(values);
+  for (auto& tensor : result) tensor.requires_grad_();
+  return result;
+}
+
+std::vector<torch::optim::OptimizerParamGroup> groups(const Case& c,
+                                                      const std::vector<torch::Tensor>& p) {
+  return {group_of({p[0], p[1]}, c.options),
+          group_of({p[2]}, EquivariantOptions(c.options).lr(0.1))};
+}
+
+class SaveLoad : public ::testing::TestWithParam<Case> {};
+
+TEST_P(SaveLoad, GoesOnWithEqualBits) {
+  const Case& c = GetParam();
+  const std::vector<torch::Tensor> params = {parameter({8, 6}, c.dtype), parameter({8, 6}, c.dtype),
+                                             parameter({8, 4}, c.dtype)};
+  Equivariant optimizer(groups(c, params), EquivariantOptions(0.02));
+  run(optimizer, 3, 1);
+  std::stringstream file;
+  torch::save(optimizer, file);
+
+  // Everything that the archive says is other here, and the plan has been made.
+  Case other = c;
+  other.options.lr_scale(3.0).momentum(0.1).seed(99);
+  Equivariant loaded(groups(other, leaves(params)), EquivariantOptions(0.5));
+  run(loaded, 1, 77);
+  auto targets = params_of(loaded);
+  {
+    const torch::NoGradGuard no_grad;
+    for (size_t i = 0; i < params.size(); ++i) targets[i].copy_(params[i]);
+  }
+  torch::load(loaded, file);
+  expect_same(picture(loaded), picture(optimizer));
+  for (size_t g = 0; g < 2; ++g) {
+    const auto options = [&](Equivariant& o) {
+      return static_cast<const EquivariantOptions&>(o.param_groups()[g].options());
+    };
+    EXPECT_TRUE(options(loaded) == options(optimizer));
+  }
+  run(optimizer, 3, 10);
+  run(loaded, 3, 10);
+  expect_same(picture(loaded), picture(optimizer));
+}
+
+INSTANTIATE_TEST_SUITE_P(Rules, SaveLoad, ::testing::ValuesIn(kCases), [](const auto& info) {
+  std::string name = info.param.name;
+  std::replace(name.begin(), name.end(), ' ', '_');
+  return name;
+});
+
+TEST(SaveLoad, EmptyState) {
+  const std::vector<torch::Tensor> params = {parameter({4, 6})};
+  Muon fresh(params);
+  std::stringstream file;
+  torch::save(fresh, file);
+  Muon loaded(params);
+  run(loaded, 1, 1);
+  torch::load(loaded, file);
+  EXPECT_EQ(loaded.state().size(), 0u);
+  run(loaded, 1, 1);
+}
+
+TEST(SaveLoad, StateOfSomeParameters) {
+  const std::vector<torch::Tensor> params = {parameter({4, 6}), parameter({4, 6})};
+  Muon optimizer(params);
+  testing::set_grads({params[1]}, 1);
+  optimizer.step();
+  std::stringstream file;
+  torch::save(optimizer, file);
+  Muon loaded(leaves(params));
+  torch::load(loaded, file);
+  EXPECT_EQ(loaded.state().size(), 1u);
+  run(optimizer, 2, 3);
+  run(loaded, 2, 3);
+  expect_same(picture(loaded), picture(optimizer));
+}
+
+// Loads the archive of `source` into `target`, which must refuse it and stay as it was.
+void expect_refused(Equivariant& source, Equivariant& target,
+                    const std::vector<std::string>& words) {
+  run(target, 2, 5);
+  const auto before = picture(target);
+  std::stringstream file;
+  torch::save(source, file);
+  expect_raises<c10::Error>(words, [&] { torch::load(target, file); });
+  expect_same(picture(target), before);
+  EXPECT_EQ(params_of(target).size() + target.state().size() > 0, true);
+  run(target, 1, 9);
+}
+
+TEST(SaveLoad, RefusesStateOfAnotherShape) {
+  Muon source(std::vector<torch::Tensor>{parameter({6, 4})});
+  run(source, 1, 1);
+  Muon target(std::vector<torch::Tensor>{parameter({4, 6})});
+  expect_refused(source, target,
+                 {"param_groups[0], parameter 0", "momentum_buffer", "[6, 4]", "[4, 6]"});
+}
+
+TEST(SaveLoad, RefusesAnotherNumberOfParametersOrGroups) {
+  Muon one(std::vector<torch::Tensor>{parameter({4, 6})});
+  Muon two(std::vector<torch::Tensor>{parameter({4, 6}), parameter({4, 6})});
+  Muon groups(std::vector<torch::Tensor>{parameter({4, 6})});
+  groups.add_param_group(torch::optim::OptimizerParamGroup({parameter({4, 6})}));
+  for (Muon* source : {&one, &two, &groups}) run(*source, 1, 1);
+  expect_refused(two, one, {});
+  expect_refused(one, two, {});
+  expect_refused(groups, one, {});
+  expect_refused(one, groups, {});
+}
+
+TEST(SaveLoad, RefusesARuleThatTheParameterCannotTake) {
+  Muon source(std::vector<torch::Tensor>{parameter({4, 6})});
+  Equivariant target({group_of({parameter({6})}, rule("adamw"))});
+  expect_refused(source, target, {"param_groups[0], parameter 0", "[6]", "two dimensions"});
+}
+
+}  // namespace
+}  // namespace erlangen

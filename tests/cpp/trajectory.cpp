@@ -1,0 +1,135 @@
+// Runs the optimizers of tests/python/trajectory_cases.py and writes what they did, for a bit by
+// bit comparison with Python: trajectory INPUT OUTPUT, both as torch.save and torch::pickle_save
+// write.
+
+#include <erlangen/erlangen.h>
+#include <torch/serialize.h>
+
+#include <fstream>
+#include <functional>
+#include <iostream>
+#include <iterator>
+#include <map>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace {
+
+using erlangen::Equivariant;
+using erlangen::EquivariantOptions;
+using torch::optim::OptimizerParamGroup;
+
+c10::IValue read(const char* path) {
+  std::ifstream file(path, std::ios::binary);
+  return torch::pickle_load(std::vector<char>(std::istreambuf_iterator<char>(file), {}));
+}
+
+c10::IValue entry(const c10::IValue& dict, const char* key) { return dict.toGenericDict().at(key); }
+
+EquivariantOptions options_of(const c10::IValue& dict) {
+  EquivariantOptions options;
+  for (const auto& item : dict.toGenericDict()) {
+    options.set(item.key().toStringRef(), item.value());
+  }
+  return options;
+}
+
+using Optimizer = std::unique_ptr<Equivariant>;
+using Groups = std::vector<OptimizerParamGroup>;
+
+template <typename Class>
+Optimizer make(const Groups& groups, const EquivariantOptions& defaults) {
+  return std::make_unique<Class>(groups, defaults);
+}
+
+const std::map<std::string, std::function<Optimizer(const Groups&, const EquivariantOptions&)>>
+    kPresets = {{"Equivariant", make<Equivariant>},
+                {"Muon", make<erlangen::Muon>},
+                {"PolarGrad", make<erlangen::PolarGrad>},
+                {"RowNorm", make<erlangen::RowNorm>},
+                {"RightSpectral", make<erlangen::RightSpectral>},
+                {"LeftSpectral", make<erlangen::LeftSpectral>},
+                {"Hybrid", make<erlangen::Hybrid>}};
+
+struct Run {
+  std::vector<torch::Tensor> params;
+  Optimizer optimizer;
+};
+
+// The optimizer of a case over copies of `values`, or of the case's own parameters.
+Run start(const c10::IValue& plan, const std::vector<torch::Tensor>& values = {}) {
+  Run run;
+  Groups groups;
+  for (const c10::IValue& group : entry(plan, "groups").toListRef()) {
+    std::vector<torch::Tensor> params;
+    for (const c10::IValue& given : entry(group, "params").toListRef()) {
+      const auto& value = values.empty() ? given.toTensor() : values[run.params.size()];
+      params.push_back(value.detach().clone().requires_grad_());
+      run.params.push_back(params.back());
+    }
+    groups.emplace_back(params,
+                        std::make_unique<EquivariantOptions>(options_of(entry(group, "options"))));
+  }
+  const auto& preset = kPresets.at(entry(plan, "preset").toStringRef());
+  run.optimizer = preset(groups, options_of(entry(plan, "defaults")));
+  return run;
+}
+
+Run through_archive(const c10::IValue& plan, Run run) {
+  std::stringstream archive;
+  torch::save(*run.optimizer, archive);
+  Run next = start(plan, run.params);
+  torch::load(*next.optimizer, archive);
+  return next;
+}
+
+void append_state(c10::impl::GenericList& out, Equivariant& optimizer, const torch::Tensor& param) {
+  const auto& state = static_cast<const erlangen::EquivariantParamState&>(
+      *optimizer.state().at(param.unsafeGetTensorImpl()));
+  for (const auto& tensor :
+       {state.momentum_buffer(), state.exp_avg(), state.exp_avg_sq(), state.step()}) {
+    if (tensor.defined()) out.push_back(tensor);
+  }
+}
+
+// Parameters after each step, then the state tensors of each parameter, in one list.
+c10::IValue trajectory(const c10::IValue& plan) {
+  Run run = start(plan);
+  c10::impl::GenericList out(c10::AnyType::get());
+  const auto grads = entry(plan, "grads").toListRef();
+  for (size_t step = 0; step < grads.size(); ++step) {
+    if (step == grads.size() / 2) run = through_archive(plan, std::move(run));
+    for (size_t p = 0; p < run.params.size(); ++p) {
+      run.params[p].mutable_grad() = grads[step].toListRef()[p].toTensor().clone();
+    }
+    run.optimizer->step();
+    for (const auto& param : run.params) out.push_back(param.detach().clone());
+  }
+  for (const auto& param : run.params) append_state(out, *run.optimizer, param);
+  return out;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3) {
+    std::cerr << "usage: trajectory INPUT OUTPUT\n";
+    return 2;
+  }
+  c10::impl::GenericDict out(c10::StringType::get(), c10::AnyType::get());
+  const c10::IValue plans = read(argv[1]);  // owns everything that is referred to below
+  for (const c10::IValue& plan : plans.toListRef()) {
+    const std::string& name = entry(plan, "name").toStringRef();
+    try {
+      out.insert(name, trajectory(plan));
+    } catch (const c10::Error& error) {
+      std::cerr << name << ": " << error.what_without_backtrace() << "\n";
+      return 1;
+    }
+  }
+  const std::vector<char> bytes = torch::pickle_save(out);
+  std::ofstream(argv[2], std::ios::binary).write(bytes.data(), bytes.size());
+  return 0;
+}

@@ -1,0 +1,174 @@
+"""How far rounding may carry a result from its float64 oracle: Monte Carlo arithmetic.
+
+The iteration is run in float64 with random errors of the size of the unit roundoff after every
+product (Parker 1997; Jezequel & Chesneaux' CADNA). The spread of some runs, times MARGIN, is the
+tolerance. It depends on the input, the polynomials and the roundoffs, never on the library.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+from oracles import Rule, center, polar, row_norm
+from torch import Tensor
+
+MARGIN = 4.0  # a few samples, of noise that is no worst case
+SAMPLES = 3
+HALF = (torch.float16, torch.bfloat16)
+NS_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+def roundoff(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps / 2
+
+
+def is_gram(rule: str, ns_method: str, m: int, n: int) -> bool:
+    """Whether ns_method="auto" goes through the Gram matrix: one-sided rules and 2:1 shapes."""
+    one_sided = rule in ("right_spectral", "left_spectral")
+    return ns_method == "gram" or (
+        ns_method == "auto" and (one_sided or max(m, n) >= 2 * min(m, n))
+    )
+
+
+class _Noisy:
+    """Arithmetic with the errors of one dtype."""
+
+    def __init__(self, dtype: torch.dtype, generator: torch.Generator):
+        self.store = roundoff(dtype)
+        self.sum = min(self.store, roundoff(torch.float32))  # half precision sums in float32
+        self.generator = generator
+
+    def rounded(self, x: Tensor, unit: float | None = None) -> Tensor:
+        noise = torch.rand(x.shape, generator=self.generator, dtype=x.dtype) * 2 - 1
+        return x + x * noise * (self.store if unit is None else unit)
+
+    def product(self, a: Tensor, b: Tensor, plus: Tensor | float = 0.0) -> Tensor:
+        walk = math.sqrt(a.shape[-1]) * self.sum * ((a * a) @ (b * b)).sqrt()
+        noise = torch.randn(walk.shape, generator=self.generator, dtype=a.dtype)
+        return self.rounded(plus + a @ b + walk * noise)
+
+    def standard(self, x: Tensor, steps: list) -> Tensor:
+        for a, b, c in steps:
+            gram = self.product(x, x.mT)
+            x = self.product(self.product(c * gram, gram, b * gram), x, a * x)
+        return x
+
+    def gram(self, x: Tensor, steps: list, period: int) -> Tensor:
+        """The coupled iteration, started again every `period` steps."""
+        for first in range(0, len(steps), period):
+            y = self.product(x, x.mT)
+            z = torch.eye(y.shape[-1], dtype=x.dtype).expand_as(y)
+            for i, (a, b, c) in enumerate(steps[first : first + period]):
+                r = self.product(z, y) if i else y
+                t = self.product(c * r, r, b * r)
+                z = self.product(t, z, a * z)
+                y = self.product(y, t, a * y)
+                z, y = (z + z.mT) / 2, (y + y.mT) / 2
+            x = self.product(z, x)
+        return x
+
+
+def polar_spread(
+    x: Tensor, rule: Rule, dtype: torch.dtype, gram: bool, input_error: float = 0.0
+) -> float:
+    """Frobenius tolerance of rule's polar factor of x, with products in `dtype`.
+
+    Args:
+        input_error: relative (Frobenius) error that x already carries.
+    """
+    x = x.double()
+    exact = polar(x, rule.steps, rule.norm_at_least)
+    norm = max(float(x.norm()), rule.norm_at_least)
+    left = rule.rule == "left_spectral" or (
+        rule.rule != "right_spectral" and x.shape[0] <= x.shape[1]
+    )
+    generator = torch.Generator().manual_seed(1)
+    if norm == 0:
+        return 0.0
+    noisy = _Noisy(dtype, generator)
+    error = torch.randn((SAMPLES, *x.shape), generator=generator, dtype=x.dtype)
+    error = error / error.norm(dim=(-2, -1), keepdim=True)
+    given = x + error * (input_error * float(x.norm()))
+    unit = noisy.rounded(noisy.rounded(given / norm))  # the cast, and division by the norm
+    unit = unit if left else unit.mT
+    # Restarts as documented: every 2 steps in half precision, every 3 else.
+    period = 2 if dtype in HALF else 3
+    result = noisy.gram(unit, rule.steps, period) if gram else noisy.standard(unit, rule.steps)
+    result = result if left else result.mT
+    return MARGIN * float((result - exact).norm(dim=(-2, -1)).max())
+
+
+def input_roundoff(rule: Rule, x: Tensor, compute: torch.dtype, first: float) -> float:
+    """The relative error of what goes into polar: averages, means and row norms before it."""
+    z = rule.project(x)
+    error = first
+    if rule.center:
+        error = (error + 2 * roundoff(compute)) * float(x.norm() / z.norm())
+    if rule.rule == "hybrid" and rule.order == "row_then_polar":
+        # A row's relative error stays what it was, plus its own norm's.
+        lengths = z.norm(dim=1)
+        spread = float(lengths.max() / lengths[lengths > 0].min()) if rule.center else 1.0
+        error = error * spread + 4 * roundoff(compute)
+        if rule.center:
+            rows = row_norm(z)
+            error = (error + 2 * roundoff(compute)) * float(rows.norm() / center(rows).norm())
+    return error
+
+
+def tolerance(
+    rule: Rule,
+    x: Tensor,
+    *,
+    compute: torch.dtype,
+    ns_dtype: str = "auto",
+    ns_method: str = "auto",
+    first: float = 0.0,
+) -> float:
+    """Frobenius tolerance of rule.direction(x)·rule.factor(x) for one matrix.
+
+    Args:
+        compute: what everything but the polar products runs in.
+        first: relative error of x itself.
+    """
+    x = x.double()
+    if not float(rule.project(x).norm()):
+        return 0.0
+    u = roundoff(compute)
+    value = rule.direction(x)
+    if not rule.is_polar:
+        # Sum of n squares, root, division; and the same again for each mean subtracted.
+        length = max(x.shape)
+        error = first + (4 + math.sqrt(length)) * u
+        if rule.center:
+            z = rule.project(x).norm(dim=1)
+            error = error * float(x.norm(dim=1).max() / z[z > 0].min()) * 2
+        return error * math.sqrt(max(x.shape)) * max(1.0, float(value.norm()))
+    z = rule.polar_input(x)
+    if rule.steps is None:
+        # Computed in float64: what is left are the errors of the input, which the smallest
+        # singular value amplifies, and of rounding the result.
+        sigma = torch.linalg.svdvals(z)
+        kept = sigma[sigma > sigma.max() * 1e-9]
+        condition = float(kept.max() / kept.min()) * math.sqrt(len(kept))
+        own = 0.0 if rule.rule == "spectral" and not rule.center else u
+        error = condition * (input_roundoff(rule, x, compute, first) + own)
+        error = 4 * error + 1e-13 * condition**2
+    else:
+        dtype = compute if ns_dtype == "auto" else NS_DTYPES[ns_dtype]
+        gram = is_gram(rule.rule, ns_method, *x.shape)
+        error = polar_spread(z, rule, dtype, gram, input_roundoff(rule, x, compute, first))
+    if rule.rule == "hybrid" and rule.order == "polar_then_row":
+        lengths = polar(z, rule.steps).norm(dim=1)
+        error = 2 * error / float(lengths[lengths > 0].min()) + 4 * u * math.sqrt(len(x))
+    factor = rule.factor(x)
+    # ⟨Z, U⟩ moves by at most ‖Z‖_F times the error of U, and by its own float64 sum.
+    drift = 0.0
+    if rule.alpha:
+        base = replace(rule, alpha=1.0).factor(x)
+        drift = rule.alpha * (error * float(z.norm()) / base + 4 * u)
+    return factor * (error + float(value.norm()) * (drift + 2 * u))

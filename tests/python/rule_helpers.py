@@ -1,0 +1,130 @@
+"""Runs the library beside its oracles; shared by the tests of rules, layouts and options."""
+
+import math
+
+import erlangen
+import pytest
+import torch
+from bounds import roundoff, tolerance
+from oracles import Rule, Step, logical_matrices
+from torch import Tensor
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Matrices of a few rows: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def storage_error(dtype: torch.dtype, value: Tensor) -> float:
+    """One rounding of each entry, subnormals included."""
+    info = torch.finfo(dtype)
+    smallest = info.tiny * info.eps
+    return info.eps / 2 * float(value.norm()) + smallest * math.sqrt(value.numel())
+
+
+def assert_near(actual: Tensor, expected: Tensor, bound: float, what: str = "") -> None:
+    actual = actual.detach().cpu().double()
+    assert actual.shape == expected.shape
+    assert actual.isfinite().all(), f"{what}: not finite"
+    error = float((actual - expected).norm())
+    assert error <= bound, f"{what}: off by {error:.3e}, allowed {bound:.3e}"
+
+
+def options_of(step: Step) -> dict:
+    """The library's names for what an oracle step does; None polynomials are the exact method."""
+    rule = step.rule
+    return {
+        "rule": rule.rule,
+        "order": rule.order,
+        "center": rule.center,
+        "alpha": rule.alpha,
+        "adjust_lr_fn": rule.adjust_lr_fn,
+        "lr": step.lr,
+        "lr_scale": step.lr_scale,
+        "weight_decay": step.weight_decay,
+        "decay": step.decay,
+        "layout": step.layout,
+        "support": step.support,
+        "momentum": step.momentum,
+        "nesterov": step.nesterov,
+        "momentum_order": step.momentum_order,
+        "maximize": step.maximize,
+        **({"ns_method": "exact"} if rule.steps is None else {"ns_coefficients": rule.steps}),
+    }
+
+
+def step_bound(step: Step, before: Tensor, g: Tensor, m: Tensor, dtype: torch.dtype) -> float:
+    """Frobenius distance that rounding allows between a step and its oracle."""
+    compute = compute_dtype(dtype)
+    u = roundoff(compute)
+    rule = step.rule
+    x = -g.double() if step.maximize else g.double()
+    if step.momentum_order == "momentum_first":
+        x = step._averaged(x, m.double())[1]
+    squares = 0.0
+    for index in logical_matrices(step.layout, tuple(g.shape)):
+        matrix = x.reshape(-1)[index.reshape(-1)].reshape(index.shape)
+        squares += (
+            rule.scale(*index.shape) * tolerance(rule, matrix, compute=compute, first=4 * u)
+        ) ** 2
+    after, _ = step(before, g, m)
+    update = float((after - before.double()).norm())
+    moved = step.lr * step.lr_scale * math.sqrt(squares)
+    return moved + 4 * u * (float(before.double().norm()) + update) + storage_error(dtype, after)
+
+
+def like(x: Tensor, template: Tensor) -> Tensor:
+    """x with the strides of `template`, in memory of its own."""
+    storage = torch.zeros(
+        1 + sum((n - 1) * s for n, s in zip(template.shape, template.stride(), strict=True)),
+        dtype=x.dtype,
+        device=x.device,
+    )
+    return storage.as_strided(template.shape, template.stride()).copy_(x)
+
+
+def check_steps(
+    step: Step,
+    shape: tuple,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    template: Tensor | None = None,
+    grad_template: Tensor | None = None,
+    grads: list[Tensor] | None = None,
+    count: int = 2,
+    **more,
+) -> None:
+    """Each step of the optimizer against the oracle's, from the state the library is in."""
+    start = torch.randn(shape, dtype=torch.float64).to(dtype).to(device)
+    param = torch.nn.Parameter(start if template is None else like(start, template))
+    optimizer = erlangen.Equivariant([{"params": [param], **options_of(step), **more}])
+    grads = grads or [torch.randn(shape, dtype=torch.float64) for _ in range(count)]
+    m = torch.zeros(shape, dtype=torch.float64)
+    for number, g in enumerate(grads):
+        before = param.detach().cpu().clone()
+        g = g.to(dtype).to(device)
+        param.grad = g if grad_template is None else like(g, grad_template)
+        optimizer.step()
+        expected, m_expected = step(before, g.cpu(), m)
+        assert_near(param, expected, step_bound(step, before, g.cpu(), m, dtype), f"step {number}")
+        m = optimizer.state[param]["momentum_buffer"].cpu().double().clone()
+        u = roundoff(compute_dtype(dtype))
+        if step.momentum_order == "momentum_first":
+            assert_near(m, m_expected, 4 * u * float(m_expected.norm() + g.cpu().double().norm()))
+
+
+def rule_id(rule: Rule) -> str:
+    parts = [rule.rule]
+    if rule.rule == "hybrid":
+        parts.append(rule.order)
+    parts += ["centered"] * rule.center + [f"alpha{rule.alpha}"] * (rule.alpha != 0)
+    return "-".join(parts + ["exact"] * (rule.steps is None))

@@ -1,0 +1,431 @@
+"""What bad parameters, gradients, groups, models and state dicts get.
+
+Every error says which parameter or group, what it is and what is allowed, and comes before anything
+has changed. Errors of option values: test_bad_input.py.
+"""
+
+import copy
+import warnings
+
+import erlangen
+import pytest
+import torch
+from state_helpers import Picture, gradients, params_of, run, set_grads
+from torch import nn
+
+RULES = ["spectral", "right_spectral", "left_spectral", "row_norm", "column_norm", "hybrid"]
+
+
+def parameter(*shape, **kwargs):
+    return nn.Parameter(torch.randn(*(shape or (8, 6)), **kwargs))
+
+
+@pytest.fixture
+def live(device):
+    """An optimizer in the middle of a run: every kind of state, gradients for the next step."""
+    groups = [
+        {"params": [parameter(device=device), parameter(4, 4, device=device)], "rule": "spectral"},
+        {"params": [parameter(device=device)], "rule": "row_norm"},
+        {
+            "params": [parameter(8, device=device), parameter(device=device)],
+            "rule": "adamw",
+            "role": "other",
+        },
+    ]
+    optimizer = erlangen.Equivariant(groups)
+    run(optimizer, 2, gradients())
+    set_grads(params_of(optimizer), gradients(7))
+    return optimizer
+
+
+def raises(error, words, action):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of some before we raise
+        with pytest.raises(error) as caught:
+            action()
+    for word in words:
+        assert word in str(caught.value)
+
+
+# ---- Parameters
+
+
+def sparse_parameter():
+    return nn.Parameter(torch.eye(4).to_sparse())
+
+
+def integer_parameter():
+    return nn.Parameter(torch.ones(4, 4, dtype=torch.int32), requires_grad=False)
+
+
+BAD_PARAMS = {
+    "1-D": ("spectral", lambda: parameter(8), ValueError, ["[8]", "two dimensions", "adamw"]),
+    "scalar": ("row_norm", lambda: nn.Parameter(torch.ones(())), ValueError, ["[]", "adamw"]),
+    # What FSDP1 and ZeRO leave of a matrix.
+    "flattened shard": ("spectral", lambda: parameter(48), ValueError, ["FSDP1", "ZeRO", "FSDP2"]),
+    "empty": ("spectral", lambda: parameter(0, 4), ValueError, ["[0, 4]", "one element"]),
+    "sparse": ("adamw", sparse_parameter, TypeError, ["parse", "dense"]),
+    "integer": ("spectral", integer_parameter, TypeError, ["Int", "float32", "bfloat16"]),
+    "complex": (
+        "spectral",
+        lambda: parameter(4, 4, dtype=torch.complex64),
+        TypeError,
+        ["omplex", "float32"],
+    ),
+    "complex adamw": (
+        "adamw",
+        lambda: parameter(4, 4, dtype=torch.complex64),
+        TypeError,
+        ["omplex", "float32"],
+    ),
+    "float8": (
+        "spectral",
+        lambda: nn.Parameter(torch.ones(4, 4).to(torch.float8_e4m3fn)),
+        TypeError,
+        ["Float8", "float32"],
+    ),
+    "no tensor": ("spectral", lambda: [1.0, 2.0], TypeError, ["list"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PARAMS.values(), ids=BAD_PARAMS.keys())
+def test_parameter(case, live):
+    rule, make, error, words = case
+    bad = make()
+    where = [] if isinstance(bad, list) else ["param_groups[0], parameter 1"]
+    first = parameter()
+    raises(
+        error,
+        words + where,
+        lambda: erlangen.Equivariant([{"params": [first, bad], "rule": rule}]),
+    )
+    before = Picture(live)
+    where = [] if isinstance(bad, list) else ["param_groups[3], parameter 0"]
+    raises(error, words + where, lambda: live.add_param_group({"params": [bad], "rule": rule}))
+    Picture(live).assert_same(before)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_matrix_rule_names_the_vector(rule):
+    model = nn.Linear(4, 8)
+    groups = [{"params": list(model.named_parameters()), "rule": rule}]
+    raises(ValueError, ["parameter 1 (bias)", "[8]"], lambda: erlangen.Equivariant(groups))
+
+
+def test_non_leaf():
+    raises(
+        (ValueError, TypeError),
+        ["leaf"],
+        lambda: erlangen.RowNorm([parameter() * 2]),
+    )
+
+
+@pytest.mark.parametrize("step", [{"heads": 3, "dim": -2}, {"sections": [4, 5], "dim": -1}])
+def test_layout_that_one_parameter_does_not_fit(step, live):
+    group = {"params": [parameter(9, 9), parameter()], "rule": "spectral", "layout": [step]}
+    before = Picture(live)
+    raises(
+        ValueError, ["param_groups[3], parameter 1", "layout"], lambda: live.add_param_group(group)
+    )
+    Picture(live).assert_same(before)
+
+
+# ---- Groups
+
+
+def test_parameter_twice(live):
+    p = parameter()
+    within = [{"params": [p, parameter(), p], "rule": "spectral"}]
+    across = [{"params": [p], "rule": "spectral"}, {"params": [parameter(), p], "rule": "row_norm"}]
+    both = ["param_groups[0], parameter 0"]
+    raises(
+        ValueError,
+        [*both, "param_groups[0], parameter 2", "once"],
+        lambda: erlangen.Equivariant(within),
+    )
+    raises(
+        ValueError,
+        [*both, "param_groups[1], parameter 1", "once"],
+        lambda: erlangen.Equivariant(across),
+    )
+    before = Picture(live)
+    raises(
+        ValueError,
+        ["param_groups[1], parameter 0", "param_groups[3], parameter 1", "once"],
+        lambda: live.add_param_group(
+            {"params": [parameter(), params_of(live)[2]], "rule": "spectral"}
+        ),
+    )
+    Picture(live).assert_same(before)
+
+
+BAD_GROUPS = {
+    "without a rule": (lambda: {"params": [parameter()]}, ValueError, ["rule", "spectral"]),
+    "unknown option": (
+        lambda: {"params": [parameter()], "rule": "spectral", "learning_rate": 1.0},
+        ValueError,
+        ["learning_rate", "lr", "weight_decay"],
+    ),
+    "without params": (lambda: {"rule": "spectral"}, ValueError, ["params"]),
+    "empty": (lambda: {"params": [], "rule": "spectral"}, ValueError, ["no parameters"]),
+    "empty generator": (
+        lambda: {"params": iter(()), "rule": "spectral"},
+        ValueError,
+        ["no parameters"],
+    ),
+    "a set": (lambda: {"params": {parameter()}, "rule": "spectral"}, TypeError, ["order"]),
+    "a list": (lambda: [parameter()], TypeError, ["dict", "list"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_GROUPS.values(), ids=BAD_GROUPS.keys())
+def test_group(case, live):
+    make, error, words = case
+    where = (
+        [] if "order" in words else ["param_groups[1]", "param_groups[3]"]
+    )  # torch's own message
+    if isinstance(make(), dict):
+        good = {"params": [parameter()], "rule": "row_norm"}
+        raises(error, [*words, *where[:1]], lambda: erlangen.Equivariant([good, make()]))
+    before = Picture(live)
+    raises(error, [*words, *where[1:]], lambda: live.add_param_group(make()))
+    Picture(live).assert_same(before)
+
+
+def test_unknown_option_of_constructor():
+    raises(
+        ValueError,
+        ["Muon", "learning_rate", "lr", "momentum"],
+        lambda: erlangen.Muon([parameter()], learning_rate=1.0),
+    )
+
+
+def test_keys_of_schedulers_are_taken():
+    for key in ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"):
+        group = {"params": [parameter()], "rule": "spectral", key: 0.1}
+        assert erlangen.Equivariant([group]).param_groups[0][key] == 0.1
+
+
+@pytest.mark.parametrize("key", ["anything", "initial_lr"])
+def test_keys_added_later_are_ignored(key, live):
+    live.param_groups[0][key] = object()
+    live.step()
+
+
+def test_bare_parameters():
+    words = ["rule", "param_groups", "Muon"]
+    p = parameter()
+    raises(ValueError, words, lambda: erlangen.Equivariant([p]))
+    raises(ValueError, words, lambda: erlangen.Equivariant(nn.Linear(2, 2).parameters()))
+    raises(ValueError, words, lambda: erlangen.Equivariant([("weight", p)]))
+    raises(TypeError, ["tensor", "groups"], lambda: erlangen.Equivariant(p))
+
+
+@pytest.mark.parametrize("cls", [erlangen.Equivariant, erlangen.Muon, erlangen.Hybrid])
+def test_no_parameters(cls):
+    raises(ValueError, ["empty"], lambda: cls([]))
+    raises(ValueError, ["empty"], lambda: cls(iter(())))
+
+
+def test_model_with_undecided_tensors():
+    class Strange(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mixing = parameter()
+            self.inner = nn.Module()
+            self.inner.table = parameter(5, 3)
+            self.known = nn.Linear(4, 4)
+
+    raises(
+        ValueError,
+        ["mixing", "inner.table", "overrides"],
+        lambda: erlangen.Equivariant(Strange()),
+    )
+
+
+def test_model_without_parameters():
+    raises(ValueError, ["param"], lambda: erlangen.Equivariant(nn.ReLU()))
+
+
+# ---- Gradients, and parameters that changed
+
+
+@pytest.mark.parametrize("index", range(5), ids=["spectral", "4x4", "row_norm", "vector", "adamw"])
+class TestStep:
+    def refused(self, live, error, words):
+        before = Picture(live)
+        raises(error, words, live.step)
+        Picture(live).assert_same(before)
+
+    def where(self, index):
+        role = ["", "", "", " (role other)", " (role other)"][index]
+        return f"param_groups[{[0, 0, 1, 2, 2][index]}]{role}, parameter {[0, 1, 0, 0, 1][index]}"
+
+    def test_shape_changed(self, index, live):
+        p = params_of(live)[index]
+        p.data = p.data.new_ones((3,) * p.dim())
+        self.refused(live, ValueError, [self.where(index), "gradient", "3"])
+
+    def test_state_of_another_shape(self, index, live):
+        p = params_of(live)[index]
+        p.grad = None
+        p.data = p.data.new_ones((3,) * p.dim())
+        p.grad = torch.ones_like(p)
+        self.refused(live, ValueError, [self.where(index), "state", "3"])
+
+    def test_sparse_gradient(self, index, live):
+        p = params_of(live)[index]
+        p.grad = torch.ones_like(p).to_sparse()
+        self.refused(live, TypeError, [self.where(index), "parse", "dense"])
+
+    def test_state_on_another_device(self, index, live):
+        p = params_of(live)[index]
+        for name in ("momentum_buffer", "exp_avg"):
+            if name in live.state[p]:
+                live.state[p][name] = live.state[p][name].to("meta")
+        before = [q.detach().clone() for q in params_of(live)]
+        raises(ValueError, [self.where(index), "state", "meta"], live.step)
+        assert all(map(torch.equal, params_of(live), before))
+
+    def test_no_gradient_skips(self, index, live):
+        before = Picture(live)
+        params_of(live)[index].grad = None
+        live.step()
+        after = Picture(live)
+        assert torch.equal(after.params[index], before.params[index])
+        for name, value in before.states[index].items():
+            assert torch.equal(after.states[index][name], value)
+        assert not any(
+            torch.equal(after.params[i], before.params[i]) for i in range(5) if i != index
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64])
+def test_gradient_of_another_type(dtype, live):
+    p = params_of(live)[2]
+    p.grad_dtype = None  # torch itself refuses it otherwise
+    p.grad = torch.ones_like(p, dtype=dtype)
+    before = Picture(live)
+    raises(TypeError, ["param_groups[1], parameter 0", "gradient", "floating point"], live.step)
+    Picture(live).assert_same(before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("rule", ["spectral", "row_norm", "adamw"])
+def test_gradient_on_another_device(rule):
+    p = parameter()
+    optimizer = erlangen.Equivariant([{"params": [p], "rule": rule}])
+    p.grad = torch.ones_like(p)
+    p.data = p.data.cuda()
+    before = Picture(optimizer)
+    raises(ValueError, ["param_groups[0], parameter 0", "cpu", "cuda"], optimizer.step)
+    Picture(optimizer).assert_same(before)
+
+
+def test_first_step_with_a_bad_gradient():
+    good, bad = parameter(), parameter()
+    optimizer = erlangen.RowNorm([good, bad])
+    good.grad, bad.grad = torch.ones(8, 6), torch.ones(8, 6).to_sparse()
+    before = Picture(optimizer)
+    raises(TypeError, ["param_groups[0], parameter 1"], optimizer.step)
+    Picture(optimizer).assert_same(before)
+    assert not optimizer.state
+
+
+# ---- State dicts
+
+
+def first_state(state_dict, name="momentum_buffer"):
+    return next(s for s in state_dict["state"].values() if name in s)
+
+
+def change(function):
+    def changed(state_dict):
+        function(state_dict)
+        return state_dict
+
+    return changed
+
+
+def set_path(*path_and_value):
+    *path, key, value = path_and_value
+
+    def function(state_dict):
+        for entry in path:
+            state_dict = state_dict[entry]
+        state_dict[key] = value
+
+    return change(function)
+
+
+BAD_STATE_DICTS = {
+    "no groups": (lambda s: {"state": s["state"]}, ["param_groups"]),
+    "no state": (lambda s: {"param_groups": s["param_groups"]}, ["state"]),
+    "a group less": (change(lambda s: s["param_groups"].pop()), ["group"]),
+    "a group more": (change(lambda s: s["param_groups"].append(s["param_groups"][0])), ["group"]),
+    "a parameter less": (change(lambda s: s["param_groups"][0]["params"].pop()), ["group"]),
+    "group without params": (change(lambda s: s["param_groups"][0].pop("params")), ["params"]),
+    "momentum of another shape": (
+        set_path("state", 0, "momentum_buffer", torch.ones(6, 8)),
+        ["param_groups[0], parameter 0", "momentum_buffer", "[6, 8]", "[8, 6]"],
+    ),
+    "moment of another shape": (
+        set_path("state", 4, "exp_avg_sq", torch.ones(6, 8)),
+        ["param_groups[2] (role other), parameter 1", "exp_avg_sq", "[6, 8]"],
+    ),
+    "step of another shape": (
+        set_path("state", 3, "step", torch.ones(2)),
+        ["param_groups[2] (role other), parameter 0", "step", "[2]"],
+    ),
+    "no momentum": (
+        change(lambda s: s["state"][0].pop("momentum_buffer")),
+        ["param_groups[0], parameter 0", "momentum_buffer", "spectral"],
+    ),
+    "no second moment": (
+        change(lambda s: s["state"][3].pop("exp_avg_sq")),
+        ["param_groups[2] (role other), parameter 0", "exp_avg_sq", "adamw"],
+    ),
+    "no step": (change(lambda s: s["state"][3].pop("step")), ["step", "adamw"]),
+    "momentum that is no tensor": (
+        set_path("state", 0, "momentum_buffer", 3.0),
+        ["param_groups[0], parameter 0", "momentum_buffer"],
+    ),
+    "integer momentum": (
+        set_path("state", 0, "momentum_buffer", torch.ones(8, 6, dtype=torch.int64)),
+        ["param_groups[0], parameter 0", "momentum_buffer"],
+    ),
+    "sparse momentum": (
+        set_path("state", 0, "momentum_buffer", torch.ones(8, 6).to_sparse()),
+        ["param_groups[0], parameter 0", "momentum_buffer"],
+    ),
+    "state that is no dict": (set_path("state", 0, torch.ones(8, 6)), []),
+    "another rule": (
+        set_path("param_groups", 0, "rule", "adamw"),
+        ["param_groups[0]", "exp_avg", "adamw"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_STATE_DICTS.values(), ids=BAD_STATE_DICTS.keys())
+def test_state_dict(case, live):
+    spoil, words = case
+    other = copy.deepcopy(live)
+    run(other, 1, gradients(9))  # so that a half load shows
+    state_dict = spoil(copy.deepcopy(other.state_dict()))
+    before = Picture(live)
+    raises((ValueError, TypeError), words, lambda: live.load_state_dict(state_dict))
+    Picture(live).assert_same(before)
+
+
+def test_state_dict_of_adamw():
+    model = nn.Linear(4, 4, bias=False)
+    other = torch.optim.AdamW(model.parameters())
+    run(other, 1, gradients())
+    optimizer = erlangen.RowNorm(model)
+    before = Picture(optimizer)
+    raises(
+        ValueError,
+        ["param_groups[0], parameter 0", "momentum_buffer"],
+        lambda: optimizer.load_state_dict(other.state_dict()),
+    )
+    Picture(optimizer).assert_same(before)

@@ -1,0 +1,100 @@
+"""The bare rules as operators: schemas, Meta kernels, torch.compile and torch.export."""
+
+import erlangen.functional as F
+import pytest
+import torch
+from rule_helpers import one_thread  # noqa: F401
+
+NAMES = ["center", "row_norm", "column_norm"]
+POLAR = ["spectral", "right_spectral", "left_spectral", "hybrid"]
+names = pytest.mark.parametrize("name", NAMES + POLAR)
+
+INPUTS = {
+    "tall": lambda: torch.randn(8, 5),
+    "wide": lambda: torch.randn(5, 8),
+    "square": lambda: torch.randn(6, 6),
+    "row": lambda: torch.randn(1, 5),
+    "batch": lambda: torch.randn(2, 3, 4, 5),
+    "transposed": lambda: torch.randn(5, 8).mT,
+    "strided": lambda: torch.randn(2, 6, 4)[:, ::2],
+    "channels_last": lambda: torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+    "bfloat16": lambda: torch.randn(8, 5).bfloat16(),
+    "float64": lambda: torch.randn(8, 5).double(),
+    "no rows": lambda: torch.randn(0, 5),
+    "no matrices": lambda: torch.randn(0, 4, 5),
+}
+inputs = pytest.mark.parametrize("kind", INPUTS)
+
+
+@names
+@inputs
+def test_opcheck(name, kind, device):
+    torch.library.opcheck(getattr(torch.ops.erlangen, name).default, (INPUTS[kind]().to(device),))
+
+
+@names
+@inputs
+def test_meta_promises_what_the_kernel_returns(name, kind, device):
+    x = INPUTS[kind]().to(device)
+    meta, real = getattr(F, name)(x.to("meta")), getattr(F, name)(x)
+    assert meta.shape == real.shape == x.shape
+    assert meta.dtype == real.dtype == x.dtype
+    assert meta.stride() == real.stride()
+
+
+def composed(name):
+    options = {"alpha": 0.5, "ns_steps": 3, "ns_coefficients": "you"} if name in POLAR else {}
+    return lambda x: getattr(F, name)(x, **options) * 2
+
+
+@names
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile(name, dynamic, device):
+    """In one graph, for one shape or several."""
+    torch._dynamo.reset()
+    function = composed(name)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for shape in [(8, 5), (5, 8)]:
+        x = torch.randn(shape, device=device)
+        assert torch.equal(compiled(x), function(x))
+
+
+@names
+def test_export(name, device):
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return composed(name)(x)
+
+    x = torch.randn(8, 5, device=device)
+    exported = torch.export.export(Model(), (torch.zeros_like(x),))
+    assert torch.equal(exported.module()(x), Model()(x))
+    assert f"erlangen.{name}" in str(exported.graph)
+
+
+@names
+def test_leaves_its_input_alone_and_never_returns_it(name, device):
+    for x in (torch.randn(6, 4, device=device), torch.zeros(1, 1, device=device)):
+        before = x.clone()
+        y = getattr(F, name)(x)
+        y.add_(1)
+        assert torch.equal(x, before)
+
+
+@names
+def test_refuses_what_it_cannot_take(name):
+    function = getattr(F, name)
+    with pytest.raises(TypeError, match="dtype"):
+        function(torch.ones(3, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="shape"):
+        function(torch.ones(3))
+
+
+@pytest.mark.parametrize("name", POLAR)
+@pytest.mark.parametrize(
+    "bad",
+    [{"ns_method": "magic"}, {"ns_dtype": "int8"}, {"ns_coefficients": "x"}, {"ns_steps": 0}],
+    ids=str,
+)
+def test_refuses_options_that_do_not_exist(name, bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        getattr(F, name)(torch.ones(3, 3), **bad)

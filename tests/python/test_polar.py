@@ -1,0 +1,211 @@
+"""The polar iteration: its polynomials and their bands, its forms, its bits."""
+
+import erlangen.functional as F
+import pytest
+import torch
+from bounds import NS_DTYPES, polar_spread, tolerance
+from oracles import SETS, Rule, composed, polar, steps_of, with_singular_values
+from rule_helpers import assert_near, one_thread  # noqa: F401
+
+SHAPES = [(8, 8), (8, 24), (20, 6)]
+METHODS = ["standard", "gram"]
+RULES = ["spectral", "right_spectral", "left_spectral"]
+FUNCTIONS = {name: getattr(F, name) for name in RULES}
+
+# What a set makes of σ in [lo, 1]: (set, lo, least, greatest, last digit).
+BANDS = [
+    ("jordan", 1e-2, 0.68, 1.13, 0.005),
+    ("you", 1e-2, 0.978, 1.032, 0.0005),
+    ("you", 1e-3, 0.475, 1.145, 0.0005),
+    ("polar_express", 1e-2, 0.85, 1.12, 0.005),
+    ("polar_express", 1e-3, 0.73, 1.12, 0.005),
+    # In exact arithmetic it ends at most 0.00054 above one.
+    ("deepseek_v4", 1e-2, 1.0, 1.0, 0.001),
+    ("deepseek_v4", 1e-3, 1.0, 1.0, 0.001),
+]
+
+
+def spread(x, rule, ns_dtype, method):
+    dtype = x.dtype if ns_dtype == "auto" else NS_DTYPES[ns_dtype]
+    return polar_spread(x, rule, dtype, method == "gram")
+
+
+@pytest.mark.parametrize("name, lo, least, greatest, digit", BANDS)
+def test_documented_bands(name, lo, least, greatest, digit):
+    gains = composed(torch.logspace(0, torch.tensor(lo).log10().item(), 50001), steps_of(name))
+    assert float(gains.min()) == pytest.approx(least, abs=digit)
+    assert float(gains.max()) == pytest.approx(greatest, abs=digit)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name, lo, least, greatest, digit", BANDS)
+def test_singular_values_end_in_the_band(name, lo, least, greatest, digit, method, device):
+    sigma = torch.logspace(-4, 0, 12).clamp_min(lo * 1.01)
+    x = with_singular_values(sigma / sigma.norm(), 12, 30, torch.float32)
+    sigma = torch.linalg.svdvals(x.double()) / x.double().norm()
+    kept = int((sigma >= lo).sum())
+    y = F.spectral(x.to(device), ns_coefficients=name, ns_method=method, ns_dtype="float32")
+    room = digit + spread(x, Rule("spectral", steps=steps_of(name)), "float32", method)
+    u, _, vh = torch.linalg.svd(x.double(), full_matrices=False)
+    gains = (u.T @ y.cpu().double() @ vh.T).diagonal()[:kept]
+    assert gains.min() >= least - room and gains.max() <= greatest + room
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("ns_dtype", ["auto", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", SETS)
+def test_polynomial(name, ns_dtype, method, shape, device):
+    """U·p(σ/‖X‖_F)·Vᵀ up to the rounding of the products."""
+    half = ns_dtype in ("bfloat16", "float16")
+    sigma = torch.linspace(0.4, 1, min(shape)) if half else torch.logspace(-2, 0, min(shape))
+    dtype = torch.float64 if ns_dtype == "auto" else torch.float32
+    x = with_singular_values(sigma, *shape, dtype)
+    y = F.spectral(x.to(device), ns_coefficients=name, ns_method=method, ns_dtype=ns_dtype)
+    rule = Rule("spectral", steps=steps_of(name))
+    assert_near(y, polar(x, rule.steps), spread(x, rule, ns_dtype, method))
+
+
+@pytest.mark.parametrize("ns_steps", [1, 3, 7, 9])
+@pytest.mark.parametrize("name", ["jordan", "you", "polar_express", "cubic"])
+def test_more_steps_repeat_the_last_and_fewer_take_the_first(name, ns_steps, device):
+    x = with_singular_values(torch.linspace(0.2, 1, 6), 6, 9)
+    y = F.spectral(x.to(device), ns_coefficients=name, ns_steps=ns_steps)
+    rule = Rule("spectral", steps=steps_of(name, ns_steps))
+    assert len(rule.steps) == ns_steps
+    assert_near(y, polar(x, rule.steps), spread(x, rule, "auto", "standard"))
+
+
+@pytest.mark.parametrize(
+    "coefficients, count", [((1.5, -0.5, 0.0), 5), ([(2.0, -1.5, 0.5), (1.5, -0.5, 0.0)], 2)]
+)
+def test_triples(coefficients, count, device):
+    x = with_singular_values(torch.linspace(0.2, 1, 6), 6, 9)
+    steps = steps_of(coefficients)
+    assert len(steps) == count
+    y = F.spectral(x.to(device), ns_coefficients=coefficients)
+    rule = Rule("spectral", steps=steps)
+    assert_near(y, polar(x, steps), spread(x, rule, "auto", "standard"))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rule", RULES)
+def test_methods_agree(rule, shape, device):
+    """standard and gram up to rounding; exact up to what the polynomial lacks."""
+    x = with_singular_values(torch.logspace(-2, 0, min(shape)), *shape, torch.float32)
+    options = Rule(rule)
+    results = {m: FUNCTIONS[rule](x.to(device), ns_method=m).cpu().double() for m in METHODS}
+    room = {m: spread(x, options, "float32", m) for m in METHODS}
+    assert_near(results["standard"], results["gram"], sum(room.values()))
+    exact = FUNCTIONS[rule](x.to(device), ns_method="exact").cpu()
+    own = tolerance(Rule(rule, steps=None), x, compute=torch.float32)
+    assert_near(exact, polar(x, None), own)
+    gains = composed(torch.linalg.svdvals(x.double()) / x.double().norm(), options.steps)
+    lacking = float((gains - 1).abs().max())
+    for m in METHODS:
+        off = torch.linalg.matrix_norm(results[m] - exact.double(), ord=2)
+        assert off <= lacking + room[m] + own
+
+
+@pytest.mark.parametrize("ratio", [1e-1, 1e-2, 1e-3])
+@pytest.mark.parametrize("shape", [(8, 8), (30, 8), (8, 30)])
+@pytest.mark.parametrize("rule", ["right_spectral", "left_spectral"])
+def test_one_sided_down_to_small_singular_values(rule, shape, ratio, device):
+    """Float32 products, the Gram matrix of either side; its float64 oracle and its band."""
+    sigma = torch.logspace(torch.tensor(ratio).log10().item(), 0, 8)
+    x = with_singular_values(sigma, *shape, torch.float32)
+    y = FUNCTIONS[rule](x.to(device), ns_dtype="float32")
+    room = spread(x, Rule(rule), "float32", "gram")
+    assert_near(y, polar(x, steps_of()), room)
+    assert room < 0.05  # the band of the float32 iteration is the polynomial's, within 5 %
+    exact = FUNCTIONS[rule](x.to(device), ns_method="exact")
+    assert_near(exact, polar(x, None), tolerance(Rule(rule, steps=None), x, compute=x.dtype))
+
+
+@pytest.mark.parametrize("method", METHODS + ["exact"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rule", RULES)
+def test_rank_deficient(rule, shape, method, device):
+    """Zero singular values stay zero: a partial isometry."""
+    x = with_singular_values([1.0, 0.8, 0.5], *shape)
+    y = FUNCTIONS[rule](x.to(device), ns_method=method)
+    steps = None if method == "exact" else steps_of()
+    options = Rule(rule, steps=steps)
+    room = 1e-12 if method == "exact" else spread(x, options, "auto", method)
+    assert_near(y, polar(x, steps), room)
+
+
+# To the bit
+
+FORMS = [
+    {},
+    {"ns_method": "standard"},
+    {"ns_method": "gram"},
+    {"ns_method": "gram", "ns_dtype": "bfloat16"},
+    {"ns_method": "standard", "ns_dtype": "bfloat16"},
+    {"ns_method": "standard", "ns_dtype": "float16"},
+]
+forms = pytest.mark.parametrize("form", FORMS, ids=lambda f: "-".join(f.values()) or "auto")
+
+
+@forms
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rule", RULES)
+def test_signs_of_rows_and_columns(rule, shape, form, device):
+    x = torch.randn(shape, device=device)
+    rows = torch.randn(shape[0], 1, device=device).sign()
+    columns = torch.randn(1, shape[1], device=device).sign()
+    flipped = FUNCTIONS[rule](rows * x * columns, **form)
+    assert torch.equal(flipped, rows * FUNCTIONS[rule](x, **form) * columns)
+
+
+@pytest.mark.parametrize("form", FORMS + [{"ns_method": "exact"}])
+@pytest.mark.parametrize("rule", RULES)
+def test_powers_of_two(rule, form, device):
+    x = torch.randn(6, 10, device=device)
+    expected = FUNCTIONS[rule](x, **form)
+    for k in (-110, -63, -1, 1, 40, 120):
+        assert torch.equal(FUNCTIONS[rule](x * 2.0**k, **form), expected)
+
+
+@forms
+@pytest.mark.parametrize("shape", [(6, 10), (33, 70)])
+@pytest.mark.parametrize("rule", RULES)
+def test_position_in_a_batch(rule, shape, form, device):
+    """Whatever stands beside it. (A batch of one takes another product in torch: not compared.)"""
+    batch = torch.randn(3, *shape, device=device)
+    first = FUNCTIONS[rule](batch, **form)
+    for place in range(3):
+        other = torch.randn(3, *shape, device=device)
+        other[place] = batch[1]
+        assert torch.equal(FUNCTIONS[rule](other, **form)[place], first[1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("ns_dtype", ["float32", "bfloat16", "float16"])
+def test_small_integers_are_exact(ns_dtype, method, device):
+    """Sixteen entries ±1: ‖X‖_F = 4, and one step of short coefficients rounds nowhere."""
+    x = torch.zeros(6, 12)
+    x.view(-1)[torch.randperm(72)[:16]] = torch.randn(16).sign()
+    x = x.to(device)
+    step = {"ns_coefficients": (1.5, -0.5, 0.0), "ns_steps": 1}
+    y = F.spectral(x, ns_method=method, ns_dtype=ns_dtype, **step)
+    unit = x.double() / 4
+    assert torch.equal(y.double(), 1.5 * unit - 0.5 * unit @ unit.T @ unit)
+    order = torch.randperm(6, device=device)
+    permuted = F.spectral(x[order], ns_method=method, ns_dtype=ns_dtype, **step)
+    assert torch.equal(permuted, y[order])
+    mirrored = F.spectral(x.mT, ns_method=method, ns_dtype=ns_dtype, **step)
+    assert torch.equal(mirrored, y.mT)
+
+
+@forms
+def test_nothing_depends_on_earlier_memory(form, device):
+    x = torch.randn(3, 6, 10, device=device)
+    clean = [FUNCTIONS[rule](x, alpha=0.5, **form) for rule in RULES]
+    torch.use_deterministic_algorithms(True)  # fills what torch allocates with NaN
+    try:
+        poisoned = [FUNCTIONS[rule](x, alpha=0.5, **form) for rule in RULES]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(clean, poisoned, strict=True))

@@ -1,0 +1,368 @@
+"""examples/train_lm.py: labels, data, resuming, each architecture with each optimizer, errors."""
+
+import json
+import random
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import models  # noqa: E402
+import options  # noqa: E402
+import text_data  # noqa: E402
+import train_lm  # noqa: E402
+
+TINY = "--hidden-size 64 --num-hidden-layers 2 --vocab-size 300 --batch-size 2 --seq-len 16".split()
+TINY += "--steps 6 --warmup-steps 2 --eval-every 3 --eval-batches 1 --device cpu".split()
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path, monkeypatch, tmp_path_factory):
+    """A cache of the tests' own; what a run sets for the whole process is put back."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.chdir(tmp_path)
+    threads, rng = torch.get_num_threads(), torch.get_rng_state()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(rng)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Command-line options that name three small text files."""
+    words = "row column matrix spectral norm gram polar shift router expert head".split()
+    choose = random.Random(0)
+    directory = tmp_path_factory.mktemp("text")
+    for i in range(3):
+        lines = [" ".join(choose.choices(words, k=8)) for _ in range(200)]
+        (directory / f"{i}.txt").write_text("\n".join(lines) + "\n")
+    return ["--data", *map(str, sorted(directory.iterdir()))]
+
+
+def read_metrics(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_seconds(metrics):
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in metrics]
+
+
+# Labels and batches
+
+
+def test_the_label_of_position_t_is_token_t_plus_1():
+    tokens = torch.arange(100)
+    for windows in (
+        text_data.Batches(tokens, batch_size=3, seq_len=8, seed=0)[1],
+        *text_data.validation_batches(tokens, batch_size=3, seq_len=8, count=2),
+    ):
+        input_ids, labels = text_data.next_token(windows)
+        assert input_ids.shape == labels.shape == (len(windows), 8)
+        assert torch.equal(labels, input_ids + 1)
+
+
+@pytest.mark.parametrize("arch", models.ARCHITECTURES)
+def test_the_loss_is_that_of_transformers_for_unshifted_labels(arch):
+    model = models.build_model(arch, 50, hidden_size=64, num_hidden_layers=2, seq_len=12)
+    windows = torch.randint(0, 50, (3, 13), generator=torch.Generator().manual_seed(0))
+    expected = model(input_ids=windows, labels=windows).loss
+    torch.testing.assert_close(train_lm.loss_of(model, windows), expected)
+
+
+def test_a_trained_model_predicts_the_next_token():
+    """End to end: on a cycle of 7 tokens, t + 1 is learnt, and t + 2 is another token."""
+    cycle = torch.tensor([3, 0, 5, 1, 6, 2, 4])
+    tokens = cycle.repeat(60)
+    batches = text_data.Batches(tokens, batch_size=4, seq_len=14, seed=0)
+    model = models.build_model("qwen3", 7, hidden_size=64, num_hidden_layers=1, seq_len=14)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for i in range(30):
+        train_lm.loss_of(model, batches[i]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    predictions = model(input_ids=tokens[None, :14]).logits.argmax(-1)[0]
+    assert torch.equal(predictions, tokens[1:15])
+
+
+def test_an_epoch_has_each_token_once_as_a_label():
+    tokens = torch.arange(16 * 6 + 1)
+    batches = text_data.Batches(tokens, batch_size=2, seq_len=16, seed=5)
+    epochs = [
+        torch.cat([text_data.next_token(batches[e * 3 + i])[1].flatten() for i in range(3)])
+        for e in range(2)
+    ]
+    for labels in epochs:
+        assert torch.equal(labels.sort().values, tokens[1:])
+    assert not torch.equal(*epochs)
+
+
+def test_a_batch_depends_on_its_number_and_seed_only():
+    tokens = torch.arange(1000)
+
+    def batches(seed):
+        return text_data.Batches(tokens, batch_size=4, seq_len=10, seed=seed)
+
+    read_on = batches(1)
+    for i in range(60):  # beyond two epochs
+        last = read_on[i]
+    assert torch.equal(last, batches(1)[59])
+    assert not torch.equal(last, batches(2)[59])
+
+
+# Text
+
+
+def test_validation_and_training_documents_are_disjoint():
+    documents = [f"document {i}\n" for i in range(100)]
+    train, validation = text_data.split([*documents, *documents[:50]])  # copies must not leak
+    assert (len(train), len(validation)) == (95, 5)
+    assert sorted(train + validation) == sorted(documents)
+    assert (train, validation) == text_data.split(documents[::-1])
+
+
+def test_few_files_are_held_out_in_parts():
+    lines = [f"line {i}\n" for i in range(400)]
+    train, validation = text_data.split(["".join(lines[:300]), "".join(lines[300:])])
+    assert sorted("".join(train + validation).splitlines(True)) == sorted(lines)
+    assert not set("".join(train).splitlines()) & set("".join(validation).splitlines())
+    assert len("".join(validation).splitlines()) == pytest.approx(20, abs=12)
+
+
+def test_the_standard_library_is_the_default_text():
+    documents = text_data.standard_library()
+    import argparse
+
+    assert Path(argparse.__file__).read_text(encoding="utf-8") in documents
+    assert Path(torch.__file__).read_text(encoding="utf-8") not in documents  # site-packages
+    assert documents == text_data.standard_library()
+
+
+def test_the_tokenizer_keeps_every_byte_and_is_cached(monkeypatch):
+    documents = [f"def f{i}(x):\n\treturn 'ä {i} 数' # {i * 7919}\n" for i in range(40)]
+    text = text_data.prepare(documents, 300)
+    assert text.vocab_size <= 300
+    train, validation = text_data.split(documents)
+    tokenizer = text_data.train_tokenizer(train, 300)
+    for ids, part in ((text.train, train), (text.validation, validation)):
+        decoded = tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+        assert decoded == "".join(document + text_data.END_OF_TEXT for document in part)
+
+    monkeypatch.setattr(text_data, "train_tokenizer", None)  # any call would fail now
+    again = text_data.prepare(documents, 300)
+    assert torch.equal(again.train, text.train) and torch.equal(again.validation, text.validation)
+    with pytest.raises(TypeError):
+        text_data.prepare([*documents, "one more"], 300)
+
+
+def test_the_end_token_written_in_a_text_is_plain_text():
+    tokenizer = text_data.train_tokenizer(["some text"] * 3, 300)
+    ids = text_data.encode(tokenizer, [f"a {text_data.END_OF_TEXT} b"])
+    assert (ids == 0).sum() == 1 and ids[-1] == 0
+
+
+# Optimizers and schedule
+
+
+@pytest.mark.parametrize("optimizer", options.OPTIMIZERS)
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("arch", models.ARCHITECTURES)
+def test_each_parameter_is_in_one_group(arch, tied, optimizer):
+    args = options.parse_args("", ["--optimizer", optimizer, "--weight-decay", "0.125"])
+    model = models.build_model(arch, 300, 64, 2, tied=tied)
+    groups = [
+        group for o in train_lm.build_optimizers(optimizer, model, args) for group in o.param_groups
+    ]
+    ids = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(ids) == sorted(id(parameter) for parameter in model.parameters())
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == {id(p) for p in models.hidden_matrices(model).values()}
+    assert all(group["weight_decay"] in (0.0, 0.125) for group in groups)
+
+
+def test_schedule_is_warmup_then_constant_then_linear_to_zero():
+    factors = [train_lm.lr_factor(s, 100, 10, 0.4) for s in range(101)]
+    assert factors[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert factors[10:60] == [1.0] * 50
+    assert factors[60:] == pytest.approx([i / 41 for i in range(40, -1, -1)])
+    assert [train_lm.lr_factor(s, 3, 0, 0.0) for s in range(3)] == [1.0] * 3
+    assert min(train_lm.lr_factor(s, 5, 100, 1.0) for s in range(5)) > 0
+
+
+@pytest.mark.parametrize("arch", models.MIXTURES)
+def test_the_load_balancing_loss_is_added_when_wanted(arch):
+    model = models.build_model(arch, 50, 64, 1)
+    windows = torch.randint(0, 50, (2, 9))
+    plain, half, one = (train_lm.loss_of(model, windows, c).item() for c in (0.0, 0.5, 1.0))
+    assert one - plain == pytest.approx(2 * (half - plain), rel=1e-3) and one > plain
+
+
+def test_the_default_is_equivariant_then_adamw_on_qwen3():
+    args = options.parse_args("", [])
+    assert (args.arch, args.optimizer) == (["qwen3"], ["equivariant", "adamw"])
+    assert options.parse_args("", ["--arch", "all"]).arch == list(models.ARCHITECTURES)
+
+
+# Whole runs
+
+
+@pytest.mark.parametrize("optimizer", options.OPTIMIZERS)
+@pytest.mark.parametrize("arch", models.ARCHITECTURES)
+def test_a_tiny_run(arch, optimizer, data, tmp_path):
+    out = tmp_path / "out"
+    results = train_lm.main(
+        [*TINY, *data, "--arch", arch, "--optimizer", optimizer, "--out", str(out)]
+    )
+    metrics = read_metrics(out / f"{arch}-{optimizer}")
+    assert metrics == results[arch][optimizer]
+    assert [line["step"] for line in metrics] == list(range(7))
+    assert [line["step"] for line in metrics if "val_loss" in line] == [0, 3, 6]
+    for i, line in enumerate(metrics[1:], start=1):
+        assert set(line) - {"val_loss"} == {"step", "loss", "lr", "tokens", "seconds"}
+        assert line["tokens"] == i * 2 * 16 and line["lr"] > 0
+    assert metrics[-1]["val_loss"] < metrics[0]["val_loss"]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["results"][arch][optimizer]["val_loss"] == metrics[-1]["val_loss"]
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_optimizers_start_from_the_same_weights_and_batches(data, tmp_path):
+    results = train_lm.main(
+        [*TINY, *data, "--tied", "--optimizer", "adamw", "muon", "--out", str(tmp_path / "out")]
+    )
+    adamw, muon = results["qwen3"].values()
+    assert adamw[0]["val_loss"] == muon[0]["val_loss"]
+    assert adamw[1]["loss"] == muon[1]["loss"]
+    assert adamw[-1]["val_loss"] != muon[-1]["val_loss"]
+
+
+def test_compare_trains_all_architectures(data, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    argv = [*TINY, "--steps", "1", *data, "--optimizer", "equivariant", "adamw", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["compare.py", *argv])
+    runpy.run_path(str(EXAMPLES / "compare.py"), run_name="__main__")
+    runs = {f"{a}-{o}" for a in models.ARCHITECTURES for o in ("equivariant", "adamw")}
+    assert {path.parent.name for path in out.glob("*/metrics.jsonl")} == runs
+    table = capsys.readouterr().out.partition("architecture")[2]
+    assert all(arch in table for arch in models.ARCHITECTURES)
+
+
+def assert_same(a, b, path=""):
+    """Equal bit for bit, through dicts and lists."""
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{path}/{i}")
+    else:
+        assert a == b, path
+
+
+@pytest.mark.parametrize("optimizer", options.OPTIMIZERS)
+@pytest.mark.parametrize("arch", ["qwen3", "gpt_oss"])
+def test_a_resumed_run_equals_an_uninterrupted_one(arch, optimizer, data, tmp_path, monkeypatch):
+    name = f"{arch}-{optimizer}"
+    argv = [*TINY, *data, "--arch", arch, "--optimizer", optimizer, "--checkpoint-every", "2"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_lm.main([*argv, "--out", str(whole)])
+
+    update = train_lm.Run.update
+
+    def interrupted(run):
+        if run.step == 3:  # one step after a checkpoint
+            raise KeyboardInterrupt
+        return update(run)
+
+    monkeypatch.setattr(train_lm.Run, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_lm.main([*argv, "--out", str(parts)])
+    assert [line["step"] for line in read_metrics(parts / name)] == [0, 1, 2, 3]
+    monkeypatch.setattr(train_lm.Run, "update", update)
+    torch.manual_seed(12345)  # another process would have another random state
+    train_lm.main([*argv, "--out", str(parts), "--resume"])
+
+    a, b = (without_seconds(read_metrics(out / name)) for out in (whole, parts))
+    assert a == b
+    a, b = (torch.load(out / name / "checkpoint.pt") for out in (whole, parts))
+    for content in (a, b):
+        content["metrics"] = without_seconds(content["metrics"])
+        content.pop("seconds")
+    assert a["step"] == 6
+    assert_same(a, b)
+
+
+def test_resuming_refuses_other_settings_and_other_text(data, tmp_path):
+    argv = [*TINY, "--steps", "2", "--optimizer", "adamw", "--out", str(tmp_path / "out")]
+    train_lm.main([*argv, *data])
+    with pytest.raises(SystemExit, match="lr was 0.002 and is now 0.003"):
+        train_lm.main([*argv, *data, "--resume", "--lr", "0.003"])
+    with pytest.raises(SystemExit, match="text was "):
+        train_lm.main([*argv, *data[:-1], "--resume"])
+    train_lm.main([*argv, *data, "--resume", "--eval-every", "1"])  # does not change the run
+
+
+# Bad arguments
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--arch", "llama"], "invalid choice: 'llama'"),
+        (["--optimizer", "sgd"], "invalid choice: 'sgd'"),
+        (["--lr", "-1"], "--lr: -1: must be at least 0"),
+        (["--lr", "nan"], "--lr: nan: must be at least 0"),
+        (["--lr", "fast"], "--lr: invalid float value: 'fast'"),
+        (["--steps", "0"], "--steps: 0: must be at least 1"),
+        (["--decay-fraction", "1.5"], "--decay-fraction: 1.5: must be from 0 to 1"),
+        (["--hidden-size", "100"], "--hidden-size 100: must be a multiple of 64"),
+        (["--data", "nowhere.txt"], "--data nowhere.txt: no such file"),
+        (["--data", "a", "--dataset", "b"], "not allowed with argument --data"),
+        (["--dataset", "b"], "pip install datasets"),
+        (["--device", "abacus"], "--device abacus: "),
+        (["--resume"], "name the directory of the interrupted run with --out"),
+        (["--resume", "--out", "nowhere"], "nowhere holds no checkpoint"),
+        (["--seq-len", "100000"], "too little text: "),
+    ],
+)
+def test_bad_arguments_are_named(argv, message, data, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as where it is not installed
+    source = [] if {"--data", "--dataset"} & set(argv) else data
+    with pytest.raises(SystemExit) as raised:
+        train_lm.main([*TINY, "--optimizer", "adamw", *source, *argv])
+    assert message in f"{raised.value} {capsys.readouterr().err}"
+    assert raised.value.code not in (0, None)
+
+
+def test_results_are_not_overwritten(data, tmp_path, capsys):
+    argv = [*TINY, "--steps", "1", *data, "--optimizer", "adamw", "--out", str(tmp_path / "out")]
+    train_lm.main(argv)
+    with pytest.raises(SystemExit):
+        train_lm.main(argv)
+    assert "holds checkpoints: --resume goes on" in capsys.readouterr().err
+
+
+def test_a_missing_erlangen_is_named_at_once(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "erlangen", None)
+    with pytest.raises(SystemExit):
+        train_lm.main([])
+    assert "erlangen is not installed" in capsys.readouterr().err
+
+
+def test_a_diverging_run_stops_and_says_so(data):
+    with pytest.raises(SystemExit, match="qwen3 adamw: the loss is .* at step .: lower --lr"):
+        train_lm.main([*TINY, *data, "--optimizer", "adamw", "--lr", "1e36"])
+
+
+def test_empty_text_is_refused(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(SystemExit, match="too little text"):
+        train_lm.main([*TINY, "--optimizer", "adamw", "--data", str(tmp_path / "empty.txt")])
