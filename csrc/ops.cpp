@@ -1,6 +1,5 @@
-// torch.ops.erlangen.*: the bare rules for torch.compile and torch.export, which see through them
-// by their Meta kernels. In the schemas `ns_coefficients` is a flat list of triples, one a step;
-// empty means Polar Express's own.
+// torch.ops.erlangen.*: the bare rules for torch.compile and torch.export, which see through them by
+// their Meta kernels. Coefficients are a set's name, or `ns_triples`: three numbers a step, flat.
 #include <ATen/ops/empty_like.h>
 #include <c10/util/Exception.h>
 #include <erlangen/functional.h>
@@ -10,34 +9,39 @@ namespace erlangen {
 
 namespace {
 
-PolarOptions polar_options(at::ArrayRef<double> ns_coefficients, c10::string_view ns_method,
-                           c10::string_view ns_dtype) {
+using Text = c10::string_view;
+using Triples = at::ArrayRef<double>;
+using Steps = std::optional<int64_t>;
+
+PolarOptions polar_options(Text ns_coefficients, Triples ns_triples, Steps ns_steps,
+                           Text ns_method, Text ns_dtype) {
   PolarOptions options;
+  options.ns_coefficients = std::string(ns_coefficients);
+  options.ns_steps = ns_steps;
   options.ns_method = std::string(ns_method);
   options.ns_dtype = std::string(ns_dtype);
-  TORCH_CHECK_VALUE(ns_coefficients.size() % 3 == 0, "ns_coefficients has ", ns_coefficients.size(),
+  TORCH_CHECK_VALUE(ns_triples.size() % 3 == 0, "ns_triples has ", ns_triples.size(),
                     " numbers; allowed: three a step");
-  if (ns_coefficients.empty()) return options;
+  if (ns_triples.empty()) return options;
   std::vector<std::array<double, 3>> triples;
-  for (size_t i = 0; i < ns_coefficients.size(); i += 3) {
-    triples.push_back({ns_coefficients[i], ns_coefficients[i + 1], ns_coefficients[i + 2]});
+  for (size_t i = 0; i < ns_triples.size(); i += 3) {
+    triples.push_back({ns_triples[i], ns_triples[i + 1], ns_triples[i + 2]});
   }
-  options.ns_steps = static_cast<int64_t>(triples.size());
   options.ns_coefficients = std::move(triples);
   return options;
 }
 
 template <at::Tensor (*rule)(const at::Tensor&, double, const PolarOptions&)>
-at::Tensor spectral_op(const at::Tensor& x, double alpha, at::ArrayRef<double> ns_coefficients,
-                       c10::string_view ns_method, c10::string_view ns_dtype) {
-  return rule(x, alpha, polar_options(ns_coefficients, ns_method, ns_dtype));
+at::Tensor spectral_op(const at::Tensor& x, double alpha, Text ns_coefficients, Triples ns_triples,
+                       Steps ns_steps, Text ns_method, Text ns_dtype) {
+  return rule(x, alpha, polar_options(ns_coefficients, ns_triples, ns_steps, ns_method, ns_dtype));
 }
 
-at::Tensor hybrid_op(const at::Tensor& x, c10::string_view order, bool center, double alpha,
-                     at::ArrayRef<double> ns_coefficients, c10::string_view ns_method,
-                     c10::string_view ns_dtype) {
+at::Tensor hybrid_op(const at::Tensor& x, Text order, bool center, double alpha,
+                     Text ns_coefficients, Triples ns_triples, Steps ns_steps, Text ns_method,
+                     Text ns_dtype) {
   return hybrid(x, std::string(order), center, alpha,
-                polar_options(ns_coefficients, ns_method, ns_dtype));
+                polar_options(ns_coefficients, ns_triples, ns_steps, ns_method, ns_dtype));
 }
 
 template <typename... Args>
@@ -45,8 +49,9 @@ at::Tensor same_shape(const at::Tensor& x, Args...) {
   return at::empty_like(x, x.options(), at::MemoryFormat::Contiguous);
 }
 
-#define ERLANGEN_POLAR_ARGS \
-  "float[] ns_coefficients=[], str ns_method=\"auto\", str ns_dtype=\"auto\") -> Tensor"
+#define ERLANGEN_POLAR_ARGS                                                     \
+  "str ns_coefficients=\"polar_express\", float[] ns_triples=[], int? ns_steps=None, " \
+  "str ns_method=\"auto\", str ns_dtype=\"auto\") -> Tensor"
 
 TORCH_LIBRARY(erlangen, m) {
   m.def("center(Tensor x) -> Tensor");
@@ -71,15 +76,13 @@ TORCH_LIBRARY_IMPL(erlangen, CompositeExplicitAutograd, m) {
 }
 
 TORCH_LIBRARY_IMPL(erlangen, Meta, m) {
-  using Args = at::ArrayRef<double>;
-  using View = c10::string_view;
   m.impl("center", same_shape<>);
   m.impl("row_norm", same_shape<>);
   m.impl("column_norm", same_shape<>);
-  m.impl("spectral", same_shape<double, Args, View, View>);
-  m.impl("right_spectral", same_shape<double, Args, View, View>);
-  m.impl("left_spectral", same_shape<double, Args, View, View>);
-  m.impl("hybrid", same_shape<View, bool, double, Args, View, View>);
+  for (const char* name : {"spectral", "right_spectral", "left_spectral"}) {
+    m.impl(name, same_shape<double, Text, Triples, Steps, Text, Text>);
+  }
+  m.impl("hybrid", same_shape<Text, bool, double, Text, Triples, Steps, Text, Text>);
 }
 
 }  // namespace

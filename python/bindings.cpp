@@ -11,7 +11,6 @@
 #include "explain.h"
 #include "ivalue.h"
 #include "plan.h"
-#include "polar.h"
 #include "step.h"
 
 namespace py = pybind11;
@@ -30,8 +29,9 @@ c10::IValue to_ivalue(const std::string& name, py::handle value) {
   if (py::isinstance<py::bool_>(value)) return value.cast<bool>();
   if (THPVariable_Check(value.ptr())) {
     const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
-    TORCH_CHECK_VALUE(tensor.numel() == 1 && !tensor.is_complex(), name, " is ", shown(value),
-                      "; allowed: a number or a tensor that holds one real number");
+    TORCH_CHECK_TYPE(!tensor.is_complex(), name, " is a complex tensor; allowed: a number");
+    TORCH_CHECK_VALUE(tensor.numel() == 1, name, " is a tensor of shape ", tensor.sizes(),
+                      "; allowed: a number or a tensor with one element");
     return tensor.item().toDouble();
   }
   if (py::isinstance<py::str>(value)) return value.cast<std::string>();
@@ -129,16 +129,21 @@ class States {
  public:
   explicit States(py::object state) : state_(std::move(state)) {}
 
-  EquivariantParamState* read(py::handle param) {
+  // `where` names the parameter in errors.
+  EquivariantParamState* read(py::handle param, c10::function_ref<std::string()> where) {
     auto& state = states_.emplace_back(py::reinterpret_borrow<py::object>(param),
                                        std::make_unique<EquivariantParamState>());
     if (!state_.contains(param)) return state.second.get();
     const py::object entry = state_[param];
-    TORCH_CHECK_TYPE(py::isinstance<py::dict>(entry), "the state of a parameter is ", shown(entry),
+    TORCH_CHECK_TYPE(py::isinstance<py::dict>(entry), where(), ": the state is ", shown(entry),
                      "; allowed: a dict");
     const auto dict = py::reinterpret_borrow<py::dict>(entry);
     each(*state.second, [&](const char* name, at::Tensor& tensor) {
-      if (dict.contains(name)) tensor = to_tensor(dict[name], "state " + std::string(name));
+      if (!dict.contains(name)) return;
+      const py::object value = dict[name];
+      TORCH_CHECK_TYPE(THPVariable_Check(value.ptr()), where(), ": state ", name, " is ",
+                       shown(value), "; allowed: a tensor");
+      tensor = THPVariable_Unpack(value.ptr());
     });
     return state.second.get();
   }
@@ -172,7 +177,10 @@ void step(erlangen::Plan& plan, const py::list& param_groups, const py::object& 
   for (py::handle dict : param_groups) {
     Group group = to_group(py::reinterpret_borrow<py::dict>(dict), groups.size());
     auto& step_group = groups.emplace_back();
-    for (py::handle param : dict["params"]) step_group.states.push_back(states.read(param));
+    const auto where = [&] {
+      return erlangen::describe_param(groups.size() - 1, step_group.states.size(), group.options);
+    };
+    for (py::handle param : dict["params"]) step_group.states.push_back(states.read(param, where));
     step_group.options = std::move(group.options);
     step_group.params = std::move(group.params);
   }
@@ -199,7 +207,7 @@ void check_states(const py::dict& dict, size_t index, const py::object& state) {
   for (py::handle param : dict["params"]) {
     if (state.contains(param)) {
       const auto where = [&] { return erlangen::describe_param(index, p, group.options); };
-      const EquivariantParamState* loaded = states.read(param);
+      const EquivariantParamState* loaded = states.read(param, where);
       erlangen::check_state(*loaded, group.params[p], where);
       erlangen::check_state_complete(*loaded, group.options, where);
     }
@@ -214,19 +222,6 @@ std::string explain(const py::list& param_groups) {
     groups.push_back({std::move(group.options), std::move(group.params)});
   }
   return erlangen::explain(groups);
-}
-
-std::vector<double> ns_coefficients(const py::object& coefficients, const py::object& steps) {
-  EquivariantOptions options;
-  options.set("ns_coefficients", to_ivalue("ns_coefficients", coefficients));
-  options.set("ns_steps", to_ivalue("ns_steps", steps));
-  const erlangen::PolarOptions polar = {options.ns_coefficients(), options.ns_steps()};
-  erlangen::check_polar_options(polar, "ns_coefficients");
-  std::vector<double> flat;
-  for (const auto& triple : erlangen::iteration_steps(polar)) {
-    flat.insert(flat.end(), triple.begin(), triple.end());
-  }
-  return flat;
 }
 
 }  // namespace
@@ -260,6 +255,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       py::arg("role"), py::arg("adjust_lr_fn") = "match_rms_adamw");
   m.def("preset_options",
         [](const std::string& name) { return to_dict(erlangen::preset_options(name), true); });
-  m.def("ns_coefficients", &ns_coefficients, "The flat triples of each step.");
   m.def("kernel_count", &erlangen::kernel_count, "Parameters stepped by fused kernels, for tests.");
 }

@@ -11,7 +11,7 @@ dimensions and for an option value that does not exist.
 import torch
 from torch import Tensor
 
-from . import _C
+from . import _C  # noqa: F401  (registers the operators)
 
 __all__ = [
     "center",
@@ -26,10 +26,20 @@ __all__ = [
 _ops = torch.ops.erlangen
 
 
-@torch.compiler.assume_constant_result
-def _steps(ns_coefficients, ns_steps: int | None) -> list[float]:
-    """The coefficients of every step, one after the other, as the operators take them."""
-    return _C.ns_coefficients(ns_coefficients, ns_steps)
+def _polar_args(ns_coefficients, ns_steps, ns_method, ns_dtype) -> dict:
+    """The arguments of the polar iteration as the operators take them."""
+    args = {"ns_steps": ns_steps, "ns_method": ns_method, "ns_dtype": ns_dtype}
+    if isinstance(ns_coefficients, str):
+        return args | {"ns_coefficients": ns_coefficients}
+    triples = list(ns_coefficients)
+    if triples and not isinstance(triples[0], (list, tuple)):
+        triples = [triples]  # one triple, for all steps
+    if not triples or any(len(triple) != 3 for triple in triples):
+        raise ValueError(
+            f"ns_coefficients is {ns_coefficients!r}; allowed: the name of a set, three numbers, "
+            "or a list of such triples"
+        )
+    return args | {"ns_triples": [float(c) for triple in triples for c in triple]}
 
 
 def center(x: Tensor) -> Tensor:
@@ -67,10 +77,8 @@ def spectral(
         ns_method: "standard" (on X), "gram" (on the Gram matrix), "exact" (float64), "auto".
         ns_dtype: of the products: "float32", "bfloat16", "float16", "auto".
     """
-    coefficients = _steps(ns_coefficients, ns_steps)
-    return _ops.spectral(
-        x, alpha=alpha, ns_coefficients=coefficients, ns_method=ns_method, ns_dtype=ns_dtype
-    )
+    polar_args = _polar_args(ns_coefficients, ns_steps, ns_method, ns_dtype)
+    return _ops.spectral(x, alpha=alpha, **polar_args)
 
 
 def right_spectral(
@@ -83,10 +91,8 @@ def right_spectral(
     ns_dtype: str = "auto",
 ) -> Tensor:
     """X (XᵀX)^(-1/2), through the n×n Gram matrix. Arguments as :func:`spectral`."""
-    coefficients = _steps(ns_coefficients, ns_steps)
-    return _ops.right_spectral(
-        x, alpha=alpha, ns_coefficients=coefficients, ns_method=ns_method, ns_dtype=ns_dtype
-    )
+    polar_args = _polar_args(ns_coefficients, ns_steps, ns_method, ns_dtype)
+    return _ops.right_spectral(x, alpha=alpha, **polar_args)
 
 
 def left_spectral(
@@ -99,10 +105,8 @@ def left_spectral(
     ns_dtype: str = "auto",
 ) -> Tensor:
     """(XXᵀ)^(-1/2) X, through the m×m Gram matrix. Arguments as :func:`spectral`."""
-    coefficients = _steps(ns_coefficients, ns_steps)
-    return _ops.left_spectral(
-        x, alpha=alpha, ns_coefficients=coefficients, ns_method=ns_method, ns_dtype=ns_dtype
-    )
+    polar_args = _polar_args(ns_coefficients, ns_steps, ns_method, ns_dtype)
+    return _ops.left_spectral(x, alpha=alpha, **polar_args)
 
 
 def hybrid(
@@ -124,12 +128,5 @@ def hybrid(
         alpha: exponent of the nuclear norm of polar's input; only with "row_then_polar".
         ns_coefficients, ns_steps, ns_method, ns_dtype: as in :func:`spectral`.
     """
-    return _ops.hybrid(
-        x,
-        order=order,
-        center=center,
-        alpha=alpha,
-        ns_coefficients=_steps(ns_coefficients, ns_steps),
-        ns_method=ns_method,
-        ns_dtype=ns_dtype,
-    )
+    polar_args = _polar_args(ns_coefficients, ns_steps, ns_method, ns_dtype)
+    return _ops.hybrid(x, order=order, center=center, alpha=alpha, **polar_args)

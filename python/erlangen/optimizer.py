@@ -28,10 +28,12 @@ _OF_GROUP = {"role", "param_names"}
 _OPTIONS = {k: v for k, v in _C.default_options().items() if k not in _OF_GROUP}
 
 
-def _as_list(params):
+def _as_list(params, where: str) -> list:
     if isinstance(params, torch.Tensor):
         return [params]
-    return params if isinstance(params, set) else list(params)  # torch refuses sets
+    if isinstance(params, set):
+        raise TypeError(f"{where}: params is a set, which has no order; allowed: a list")
+    return list(params)
 
 
 def _refuse_unknown(options: Iterable[str], where: str) -> None:
@@ -116,7 +118,7 @@ class Equivariant(Optimizer):
         if "params" not in param_group:
             raise ValueError(f'{where} has no "params"')
         _refuse_unknown((k for k in param_group if k not in _OTHER_KEYS), where)
-        group = {**param_group, "params": _as_list(param_group["params"])}
+        group = {**param_group, "params": _as_list(param_group["params"], where)}
         tensors = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
         if not tensors:
             raise ValueError(f"{where} has no parameters; allowed: at least one")

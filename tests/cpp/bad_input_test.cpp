@@ -27,6 +27,8 @@ struct Case {
 
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
+using Triples = std::vector<std::array<double, 3>>;
+
 EquivariantOptions with() { return EquivariantOptions().rule("spectral"); }
 
 const std::vector<Case> kCases = {
@@ -55,7 +57,7 @@ const std::vector<Case> kCases = {
     {"ns_steps_zero", with().ns_steps(0), {"ns_steps", "0", "1 to 99"}},
     {"ns_steps_many", with().ns_steps(100), {"ns_steps", "100", "1 to 99"}},
     {"ns_set", with().ns_coefficients("quintic"), {"ns_coefficients", "quintic", "jordan"}},
-    {"ns_nan", with().ns_coefficients({{{1.0, kNan, 0.0}}}), {"ns_coefficients", "nan"}},
+    {"ns_nan", with().ns_coefficients(Triples{{1.0, kNan, 0.0}}), {"ns_coefficients", "nan"}},
     {"deepseek_steps", with().ns_coefficients("deepseek_v4").ns_steps(5), {"ns_steps", "5", "10"}},
     {"center_heads", with().center(true).layout({LayoutStep::heads(2, -2)}), {"center", "heads"}},
     {"center_sections",

@@ -25,6 +25,8 @@ struct Case {
 
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
+using Triples = std::vector<std::array<double, 3>>;
+
 EquivariantOptions rule(const char* name) { return EquivariantOptions().rule(name); }
 
 const std::vector<Case> kCases = {
@@ -36,7 +38,7 @@ const std::vector<Case> kCases = {
     {"hybrid", rule("hybrid").momentum_order("polar_first")},
     {"layout",
      rule("spectral").layout({LayoutStep::sections({4, 4}, -2), LayoutStep::heads(2, -2)})},
-    {"coefficients", rule("spectral").ns_coefficients({{{1.5, -0.5, 0.0}}}).ns_steps(6)},
+    {"coefficients", rule("spectral").ns_coefficients(Triples{{1.5, -0.5, 0.0}}).ns_steps(6)},
     {"adamw", rule("adamw").betas({0.5, 0.25})},
     {"double", rule("spectral"), at::kDouble},
     {"bfloat16", rule("row_norm").stochastic_rounding(true).seed(-3), at::kBFloat16},
@@ -132,8 +134,7 @@ void expect_refused(Equivariant& source, Equivariant& target,
   torch::save(source, file);
   expect_raises<c10::Error>(words, [&] { torch::load(target, file); });
   expect_same(picture(target), before);
-  EXPECT_EQ(params_of(target).size() + target.state().size() > 0, true);
-  run(target, 1, 9);
+  run(target, 1, 9);  // and it can go on
 }
 
 TEST(SaveLoad, RefusesStateOfAnotherShape) {

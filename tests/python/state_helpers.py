@@ -1,8 +1,12 @@
-"""Bit-exact pictures of an optimizer, for tests that something stays or comes back as it was."""
+"""A small model, its optimizer, and bit-exact pictures of it: what tests of whole runs share."""
 
 import copy
+import warnings
 
+import erlangen
+import pytest
 import torch
+from torch import nn
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -74,3 +78,45 @@ def run(optimizer, steps: int, generator: torch.Generator) -> list[torch.Tensor]
         set_grads(params_of(optimizer), generator)
         optimizer.step()
     return values(params_of(optimizer))
+
+
+def model_of(device="cpu", dtype=torch.float32):
+    return nn.Sequential(
+        nn.Embedding(7, 6), nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 6, bias=False)
+    ).to(device, dtype)
+
+
+def optimizer_of(model, **options):
+    return erlangen.Equivariant(model, **{"lr": 0.02, "weight_decay": 0.1, **options})
+
+
+def loss_of(model):
+    device = next(model.parameters()).device
+    return model(torch.arange(7, device=device)).square().mean()
+
+
+def live_optimizer(device="cpu"):
+    """An optimizer in the middle of a run: every kind of state, gradients for the next step."""
+
+    def parameter(*shape):
+        return nn.Parameter(torch.randn(*shape, device=device))
+
+    groups = [
+        {"params": [parameter(8, 6), parameter(4, 4)], "rule": "spectral"},
+        {"params": [parameter(8, 6)], "rule": "row_norm"},
+        {"params": [parameter(8), parameter(8, 6)], "rule": "adamw", "role": "other"},
+    ]
+    optimizer = erlangen.Equivariant(groups)
+    run(optimizer, 2, gradients())
+    set_grads(params_of(optimizer), gradients(7))
+    return optimizer
+
+
+def raises(error, words, action):
+    """Runs the action, which must raise this error with a message that contains all words."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of some before we raise
+        with pytest.raises(error) as caught:
+            action()
+    for word in words:
+        assert word in str(caught.value)

@@ -1,16 +1,13 @@
-"""What bad parameters, gradients, groups, models and state dicts get.
+"""What bad parameters, gradients, groups and models get.
 
 Every error says which parameter or group, what it is and what is allowed, and comes before anything
-has changed. Errors of option values: test_bad_input.py.
+has changed. Option values: test_bad_input.py. State dicts: test_bad_state_dict.py.
 """
-
-import copy
-import warnings
 
 import erlangen
 import pytest
 import torch
-from state_helpers import Picture, gradients, params_of, run, set_grads
+from state_helpers import Picture, live_optimizer, params_of, raises
 from torch import nn
 
 RULES = ["spectral", "right_spectral", "left_spectral", "row_norm", "column_norm", "hybrid"]
@@ -22,29 +19,7 @@ def parameter(*shape, **kwargs):
 
 @pytest.fixture
 def live(device):
-    """An optimizer in the middle of a run: every kind of state, gradients for the next step."""
-    groups = [
-        {"params": [parameter(device=device), parameter(4, 4, device=device)], "rule": "spectral"},
-        {"params": [parameter(device=device)], "rule": "row_norm"},
-        {
-            "params": [parameter(8, device=device), parameter(device=device)],
-            "rule": "adamw",
-            "role": "other",
-        },
-    ]
-    optimizer = erlangen.Equivariant(groups)
-    run(optimizer, 2, gradients())
-    set_grads(params_of(optimizer), gradients(7))
-    return optimizer
-
-
-def raises(error, words, action):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of some before we raise
-        with pytest.raises(error) as caught:
-            action()
-    for word in words:
-        assert word in str(caught.value)
+    return live_optimizer(device)
 
 
 # ---- Parameters
@@ -330,102 +305,3 @@ def test_first_step_with_a_bad_gradient():
     raises(TypeError, ["param_groups[0], parameter 1"], optimizer.step)
     Picture(optimizer).assert_same(before)
     assert not optimizer.state
-
-
-# ---- State dicts
-
-
-def first_state(state_dict, name="momentum_buffer"):
-    return next(s for s in state_dict["state"].values() if name in s)
-
-
-def change(function):
-    def changed(state_dict):
-        function(state_dict)
-        return state_dict
-
-    return changed
-
-
-def set_path(*path_and_value):
-    *path, key, value = path_and_value
-
-    def function(state_dict):
-        for entry in path:
-            state_dict = state_dict[entry]
-        state_dict[key] = value
-
-    return change(function)
-
-
-BAD_STATE_DICTS = {
-    "no groups": (lambda s: {"state": s["state"]}, ["param_groups"]),
-    "no state": (lambda s: {"param_groups": s["param_groups"]}, ["state"]),
-    "a group less": (change(lambda s: s["param_groups"].pop()), ["group"]),
-    "a group more": (change(lambda s: s["param_groups"].append(s["param_groups"][0])), ["group"]),
-    "a parameter less": (change(lambda s: s["param_groups"][0]["params"].pop()), ["group"]),
-    "group without params": (change(lambda s: s["param_groups"][0].pop("params")), ["params"]),
-    "momentum of another shape": (
-        set_path("state", 0, "momentum_buffer", torch.ones(6, 8)),
-        ["param_groups[0], parameter 0", "momentum_buffer", "[6, 8]", "[8, 6]"],
-    ),
-    "moment of another shape": (
-        set_path("state", 4, "exp_avg_sq", torch.ones(6, 8)),
-        ["param_groups[2] (role other), parameter 1", "exp_avg_sq", "[6, 8]"],
-    ),
-    "step of another shape": (
-        set_path("state", 3, "step", torch.ones(2)),
-        ["param_groups[2] (role other), parameter 0", "step", "[2]"],
-    ),
-    "no momentum": (
-        change(lambda s: s["state"][0].pop("momentum_buffer")),
-        ["param_groups[0], parameter 0", "momentum_buffer", "spectral"],
-    ),
-    "no second moment": (
-        change(lambda s: s["state"][3].pop("exp_avg_sq")),
-        ["param_groups[2] (role other), parameter 0", "exp_avg_sq", "adamw"],
-    ),
-    "no step": (change(lambda s: s["state"][3].pop("step")), ["step", "adamw"]),
-    "momentum that is no tensor": (
-        set_path("state", 0, "momentum_buffer", 3.0),
-        ["param_groups[0], parameter 0", "momentum_buffer"],
-    ),
-    "integer momentum": (
-        set_path("state", 0, "momentum_buffer", torch.ones(8, 6, dtype=torch.int64)),
-        ["param_groups[0], parameter 0", "momentum_buffer"],
-    ),
-    "sparse momentum": (
-        set_path("state", 0, "momentum_buffer", torch.ones(8, 6).to_sparse()),
-        ["param_groups[0], parameter 0", "momentum_buffer"],
-    ),
-    "state that is no dict": (set_path("state", 0, torch.ones(8, 6)), []),
-    "another rule": (
-        set_path("param_groups", 0, "rule", "adamw"),
-        ["param_groups[0]", "exp_avg", "adamw"],
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD_STATE_DICTS.values(), ids=BAD_STATE_DICTS.keys())
-def test_state_dict(case, live):
-    spoil, words = case
-    other = copy.deepcopy(live)
-    run(other, 1, gradients(9))  # so that a half load shows
-    state_dict = spoil(copy.deepcopy(other.state_dict()))
-    before = Picture(live)
-    raises((ValueError, TypeError), words, lambda: live.load_state_dict(state_dict))
-    Picture(live).assert_same(before)
-
-
-def test_state_dict_of_adamw():
-    model = nn.Linear(4, 4, bias=False)
-    other = torch.optim.AdamW(model.parameters())
-    run(other, 1, gradients())
-    optimizer = erlangen.RowNorm(model)
-    before = Picture(optimizer)
-    raises(
-        ValueError,
-        ["param_groups[0], parameter 0", "momentum_buffer"],
-        lambda: optimizer.load_state_dict(other.state_dict()),
-    )
-    Picture(optimizer).assert_same(before)

@@ -138,12 +138,7 @@ def cases() -> dict[str, dict]:
             {"options": {"momentum": 0.5, "lr_scale": 2.0}, "shapes": [[8, 6]]},
             {"options": {"rule": "adamw", "weight_decay": 0.3}, "shapes": [[7], [8, 6]]},
             {
-                "options": {
-                    "rule": "hybrid",
-                    "role": "lm_head",
-                    "param_names": ["head"],
-                    "center": True,
-                },
+                "options": {"rule": "hybrid", "role": "lm_head", "center": True},
                 "shapes": [[8, 6]],
             },
         ],
