@@ -29,9 +29,8 @@ c10::IValue to_ivalue(const std::string& name, py::handle value) {
   if (py::isinstance<py::bool_>(value)) return value.cast<bool>();
   if (THPVariable_Check(value.ptr())) {
     const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
-    TORCH_CHECK_TYPE(!tensor.is_complex(), name, " is a complex tensor; allowed: a number");
-    TORCH_CHECK_VALUE(tensor.numel() == 1, name, " is a tensor of shape ", tensor.sizes(),
-                      "; allowed: a number or a tensor with one element");
+    TORCH_CHECK_VALUE(tensor.numel() == 1 && !tensor.is_complex(), name, " is ", shown(value),
+                      "; allowed: a number or a tensor that holds one real number");
     return tensor.item().toDouble();
   }
   if (py::isinstance<py::str>(value)) return value.cast<std::string>();

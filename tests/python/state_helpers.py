@@ -119,4 +119,4 @@ def raises(error, words, action):
         with pytest.raises(error) as caught:
             action()
     for word in words:
-        assert word in str(caught.value)
+        assert word in str(caught.value), f"no {word!r} in: {caught.value}"

@@ -1,0 +1,106 @@
+"""A state dict that does not fit is refused; parameters, state and groups stay as they were."""
+
+import copy
+
+import erlangen
+import pytest
+import torch
+from state_helpers import Picture, gradients, live_optimizer, raises, run
+from torch import nn
+
+
+@pytest.fixture
+def live(device):
+    return live_optimizer(device)
+
+
+def change(function):
+    def changed(state_dict):
+        function(state_dict)
+        return state_dict
+
+    return changed
+
+
+def set_path(*path_and_value):
+    *path, key, value = path_and_value
+
+    def function(state_dict):
+        for entry in path:
+            state_dict = state_dict[entry]
+        state_dict[key] = value
+
+    return change(function)
+
+
+BAD_STATE_DICTS = {
+    "no groups": (lambda s: {"state": s["state"]}, ["param_groups"]),
+    "no state": (lambda s: {"param_groups": s["param_groups"]}, ["state"]),
+    "a group less": (change(lambda s: s["param_groups"].pop()), ["group"]),
+    "a group more": (change(lambda s: s["param_groups"].append(s["param_groups"][0])), ["group"]),
+    "a parameter less": (change(lambda s: s["param_groups"][0]["params"].pop()), ["group"]),
+    "group without params": (change(lambda s: s["param_groups"][0].pop("params")), ["params"]),
+    "momentum of another shape": (
+        set_path("state", 0, "momentum_buffer", torch.ones(6, 8)),
+        ["param_groups[0], parameter 0", "momentum_buffer", "[6, 8]", "[8, 6]"],
+    ),
+    "moment of another shape": (
+        set_path("state", 4, "exp_avg_sq", torch.ones(6, 8)),
+        ["param_groups[2] (role other), parameter 1", "exp_avg_sq", "[6, 8]"],
+    ),
+    "step of another shape": (
+        set_path("state", 3, "step", torch.ones(2)),
+        ["param_groups[2] (role other), parameter 0", "step", "[2]"],
+    ),
+    "no momentum": (
+        change(lambda s: s["state"][0].pop("momentum_buffer")),
+        ["param_groups[0], parameter 0", "momentum_buffer", "spectral"],
+    ),
+    "no second moment": (
+        change(lambda s: s["state"][3].pop("exp_avg_sq")),
+        ["param_groups[2] (role other), parameter 0", "exp_avg_sq", "adamw"],
+    ),
+    "no step": (change(lambda s: s["state"][3].pop("step")), ["step", "adamw"]),
+    "momentum that is no tensor": (
+        set_path("state", 0, "momentum_buffer", 3.0),
+        ["param_groups[0], parameter 0", "momentum_buffer"],
+    ),
+    "integer momentum": (
+        set_path("state", 0, "momentum_buffer", torch.ones(8, 6, dtype=torch.int64)),
+        ["param_groups[0], parameter 0", "momentum_buffer"],
+    ),
+    "sparse momentum": (
+        set_path("state", 0, "momentum_buffer", torch.ones(8, 6).to_sparse()),
+        ["param_groups[0], parameter 0", "momentum_buffer"],
+    ),
+    "state that is no dict": (set_path("state", 0, torch.ones(8, 6)), []),
+    "another rule": (
+        set_path("param_groups", 0, "rule", "adamw"),
+        ["param_groups[0]", "exp_avg", "adamw"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_STATE_DICTS.values(), ids=BAD_STATE_DICTS.keys())
+def test_state_dict(case, live):
+    spoil, words = case
+    other = copy.deepcopy(live)
+    run(other, 1, gradients(9))  # so that a half load shows
+    state_dict = spoil(copy.deepcopy(other.state_dict()))
+    before = Picture(live)
+    raises((ValueError, TypeError), words, lambda: live.load_state_dict(state_dict))
+    Picture(live).assert_same(before)
+
+
+def test_state_dict_of_adamw():
+    model = nn.Linear(4, 4, bias=False)
+    other = torch.optim.AdamW(model.parameters())
+    run(other, 1, gradients())
+    optimizer = erlangen.RowNorm(model)
+    before = Picture(optimizer)
+    raises(
+        ValueError,
+        ["param_groups[0], parameter 0", "momentum_buffer"],
+        lambda: optimizer.load_state_dict(other.state_dict()),
+    )
+    Picture(optimizer).assert_same(before)
