@@ -1,5 +1,6 @@
-// torch.ops.erlangen.*: the bare rules for torch.compile and torch.export, which see through them by
-// their Meta kernels. Coefficients are a set's name, or `ns_triples`: three numbers a step, flat.
+// torch.ops.erlangen.*: the bare rules for torch.compile and torch.export, which see through them
+// by their Meta kernels. Coefficients are a set's name, or `ns_triples`: three numbers a step,
+// flat.
 #include <ATen/ops/empty_like.h>
 #include <c10/util/Exception.h>
 #include <erlangen/functional.h>
@@ -13,8 +14,8 @@ using Text = c10::string_view;
 using Triples = at::ArrayRef<double>;
 using Steps = std::optional<int64_t>;
 
-PolarOptions polar_options(Text ns_coefficients, Triples ns_triples, Steps ns_steps,
-                           Text ns_method, Text ns_dtype) {
+PolarOptions polar_options(Text ns_coefficients, Triples ns_triples, Steps ns_steps, Text ns_method,
+                           Text ns_dtype) {
   PolarOptions options;
   options.ns_coefficients = std::string(ns_coefficients);
   options.ns_steps = ns_steps;
@@ -49,7 +50,7 @@ at::Tensor same_shape(const at::Tensor& x, Args...) {
   return at::empty_like(x, x.options(), at::MemoryFormat::Contiguous);
 }
 
-#define ERLANGEN_POLAR_ARGS                                                     \
+#define ERLANGEN_POLAR_ARGS                                                            \
   "str ns_coefficients=\"polar_express\", float[] ns_triples=[], int? ns_steps=None, " \
   "str ns_method=\"auto\", str ns_dtype=\"auto\") -> Tensor"
 

@@ -81,8 +81,9 @@ void EquivariantOptions::visit_one(Self& self, const std::string& name, Visitor&
 void EquivariantOptions::set(const std::string& name, const c10::IValue& value,
                              const std::string& where) {
   visit_one(*this, name, [&](auto& setting) {
-    from_ivalue(where + name, value, setting.value);
-    setting.is_set = true;
+    auto converted = setting.value;  // aside, so that a value in error leaves the old one
+    from_ivalue(where + name, value, converted);
+    setting = {std::move(converted), true};
   });
 }
 

@@ -189,7 +189,11 @@ EquivariantOptions role_options(const std::string& role, const std::string& adju
 std::vector<OptimizerParamGroup> param_groups(const nn::Module& module,
                                               const Overrides& overrides) {
   Roles roles;
-  for (const auto& item : module.named_modules()) add_module(roles, item.key(), *item.value());
+  add_module(roles, "", module);
+  // Without the module itself, which need not be in a shared_ptr.
+  for (const auto& item : module.named_modules("", /*include_self=*/false)) {
+    add_module(roles, item.key(), *item.value());
+  }
 
   Sayings sayings(overrides);
   std::vector<std::pair<EquivariantOptions, std::vector<torch::Tensor>>> groups;

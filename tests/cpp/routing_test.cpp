@@ -63,9 +63,9 @@ TEST(Routing, RolesAndLayoutsByType) {
       {"gru.weight_hh", {"dense", {LayoutStep::heads(3, -2)}}},
       {"rnn.weight_hh_l0", {"dense", {}}},
   };
-  const Everything model;
-  const auto options = found(model);
-  EXPECT_EQ(options.size(), model.parameters().size());
+  const auto model = std::make_shared<Everything>();
+  const auto options = found(*model);
+  EXPECT_EQ(options.size(), model->parameters().size());
   for (const auto& [name, role_and_layout] : expected) {
     ASSERT_TRUE(options.count(name)) << name;
     EXPECT_EQ(options.at(name).role(), role_and_layout.first) << name;
@@ -74,12 +74,18 @@ TEST(Routing, RolesAndLayoutsByType) {
 }
 
 TEST(Routing, EveryGroupSteps) {
-  const Everything model;
-  Equivariant optimizer(param_groups(model));
-  const auto before = testing::copies(model.parameters());
+  const auto model = std::make_shared<Everything>();
+  Equivariant optimizer(param_groups(*model));
+  const auto before = testing::copies(model->parameters());
   testing::run(optimizer, 2, 1);
-  const auto after = model.parameters();
+  const auto after = model->parameters();
   for (size_t i = 0; i < after.size(); ++i) EXPECT_FALSE(torch::equal(before[i], after[i])) << i;
+}
+
+// Which torch itself takes: parameters() needs no shared_ptr.
+TEST(Routing, ModuleOnTheStack) {
+  const Everything model;
+  EXPECT_EQ(found(model).size(), model.parameters().size());
 }
 
 TEST(Routing, OptionsOfRoles) {
@@ -140,14 +146,14 @@ struct Strange : nn::Module {
 };
 
 TEST(Routing, UndecidedAreListedAllTogether) {
-  const Strange model;
+  const auto model = std::make_shared<Strange>();
   expect_raises<c10::ValueError>({"mixing", "[3, 3]", "table", "[5, 3]", "override", "mlp_in"},
-                                 [&] { param_groups(model); });
+                                 [&] { param_groups(*model); });
   expect_raises<c10::ValueError>({"table"}, [&] {
-    param_groups(model, {{"mixing", EquivariantOptions().role("dense")}});
+    param_groups(*model, {{"mixing", EquivariantOptions().role("dense")}});
   });
-  const auto options = found(model, {{"mixing", EquivariantOptions().role("dense")},
-                                     {"table", EquivariantOptions().role("embedding")}});
+  const auto options = found(*model, {{"mixing", EquivariantOptions().role("dense")},
+                                      {"table", EquivariantOptions().role("embedding")}});
   EXPECT_EQ(options.at("table").rule(), "row_norm");
   EXPECT_EQ(options.at("gain").rule(), "adamw");
 }
@@ -173,8 +179,9 @@ struct Tied : nn::Module {
 };
 
 TEST(Routing, SharedParametersAreTakenOnce) {
-  const Tied model;
-  const auto groups = param_groups(model);
+  const auto model = std::make_shared<Tied>();
+  // Its first name is "head", a parameter of no module that says a role.
+  const auto groups = param_groups(*model, {{"head", role_options("embedding")}});
   ASSERT_EQ(groups.size(), 1u);
   EXPECT_EQ(groups[0].params().size(), 1u);
 }

@@ -2,6 +2,7 @@
 // bit comparison with Python: trajectory INPUT OUTPUT, both as torch.save and torch::pickle_save
 // write.
 
+#include <ATen/Parallel.h>
 #include <erlangen/erlangen.h>
 #include <torch/serialize.h>
 
@@ -118,6 +119,7 @@ int main(int argc, char** argv) {
     std::cerr << "usage: trajectory INPUT OUTPUT\n";
     return 2;
   }
+  at::set_num_threads(1);  // as the Python side; for matrices this small a second thread only waits
   c10::impl::GenericDict out(c10::StringType::get(), c10::AnyType::get());
   const c10::IValue plans = read(argv[1]);  // owns everything that is referred to below
   for (const c10::IValue& plan : plans.toListRef()) {

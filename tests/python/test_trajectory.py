@@ -15,6 +15,15 @@ CASES = cases()
 STATE = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the C++ program; for matrices this small a second thread only waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def filled():
     return {name: with_tensors(name, plain) for name, plain in CASES.items()}
