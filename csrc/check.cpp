@@ -5,6 +5,7 @@
 #include "polar.h"
 
 #include <c10/util/Exception.h>
+#include <c10/util/strides.h>
 #include <erlangen/functional.h>
 
 #include <algorithm>
@@ -89,8 +90,7 @@ void check_polar_options(const PolarOptions& options, const std::string& where) 
 }
 
 void check_alpha(double alpha, const std::string& where) {
-  TORCH_CHECK_VALUE(std::isfinite(alpha), where, ": alpha is ", alpha,
-                    "; allowed: finite numbers");
+  TORCH_CHECK_VALUE(std::isfinite(alpha), where, ": alpha is ", alpha, "; allowed: finite numbers");
 }
 
 void check_options(const EquivariantOptions& options, const std::string& where) {
@@ -143,6 +143,15 @@ void check_options(const EquivariantOptions& options, const std::string& where) 
   }
 }
 
+namespace {
+
+void check_plain(const at::Tensor& tensor, const std::string& where) {
+  TORCH_CHECK_TYPE(!tensor.unsafeGetTensorImpl()->is_python_dispatch(), where,
+                   " is a tensor subclass (such as a DTensor); allowed: plain tensors");
+}
+
+}  // namespace
+
 void check_param(const at::Tensor& param, const EquivariantOptions& options,
                  const std::string& where) {
   TORCH_CHECK_TYPE(param.defined(), where, " is an undefined tensor");
@@ -152,15 +161,18 @@ void check_param(const at::Tensor& param, const EquivariantOptions& options,
   TORCH_CHECK_TYPE(
       dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
       where, " has dtype ", dtype, "; allowed: float32, float64, bfloat16, float16");
-  TORCH_CHECK_TYPE(!param.unsafeGetTensorImpl()->is_python_dispatch(), where,
-                   " is a tensor subclass (such as a DTensor); allowed: plain tensors");
+  check_plain(param, where);
   if (options.rule() != "adamw") {
-    matrix_views(options.layout(), param.sizes(), param.strides(), where);
+    matrix_views(options.layout(), param.sizes(), c10::contiguous_strides(param.sizes()), where);
   }
 }
 
 void check_grad(const at::Tensor& grad, const at::Tensor& param,
                 c10::function_ref<std::string()> where) {
+  // A parameter may have become one since the plan was made.
+  for (const at::Tensor* tensor : {&param, &grad}) {
+    if (tensor->unsafeGetTensorImpl()->is_python_dispatch()) check_plain(*tensor, where());
+  }
   TORCH_CHECK_TYPE(grad.layout() == at::kStrided, where(), ": the gradient is sparse (",
                    grad.layout(), "); allowed: dense gradients");
   TORCH_CHECK_VALUE(grad.sizes() == param.sizes(), where(), ": the gradient has shape ",
@@ -175,6 +187,9 @@ void check_state(const EquivariantParamState& state, const at::Tensor& param,
                  c10::function_ref<std::string()> where) {
   const auto check = [&](const char* name, const at::Tensor& tensor) {
     if (!tensor.defined()) return;
+    if (tensor.unsafeGetTensorImpl()->is_python_dispatch()) {
+      check_plain(tensor, where() + ": state " + name);
+    }
     TORCH_CHECK_TYPE(tensor.layout() == at::kStrided && at::isFloatingType(tensor.scalar_type()),
                      where(), ": state ", name, " is ", tensor.layout(), " of dtype ",
                      tensor.scalar_type(), "; allowed: dense floating point");
@@ -193,7 +208,8 @@ void check_state(const EquivariantParamState& state, const at::Tensor& param,
                     "; allowed: one element");
 }
 
-void check_state_complete(const EquivariantParamState& state, const EquivariantOptions& options,
+void check_state_complete(const EquivariantParamState& state, const at::Tensor& param,
+                          const EquivariantOptions& options,
                           c10::function_ref<std::string()> where) {
   const auto check = [&](const char* name, const at::Tensor& tensor) {
     TORCH_CHECK_VALUE(tensor.defined(), where(), ": the loaded state has no ", name,
@@ -203,7 +219,14 @@ void check_state_complete(const EquivariantParamState& state, const EquivariantO
   if (!adamw) check("momentum_buffer", state.momentum_buffer());
   if (adamw) check("exp_avg", state.exp_avg());
   if (adamw) check("exp_avg_sq", state.exp_avg_sq());
-  if (adamw || options.stochastic_rounding()) check("step", state.step());
+  const bool rounds = options.stochastic_rounding() && param.scalar_type() == at::kBFloat16;
+  if (adamw || rounds) check("step", state.step());
+}
+
+void check_param_names(const EquivariantOptions& options, size_t params, const std::string& where) {
+  const size_t names = options.param_names().size();
+  TORCH_CHECK_VALUE(names == 0 || names == params, where, ": param_names has ", names,
+                    " names for ", params, " parameters; allowed: one each, or none");
 }
 
 void check_no_duplicates(const std::vector<std::vector<at::Tensor>>& params_of_groups) {

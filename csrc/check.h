@@ -49,8 +49,12 @@ void check_state(const EquivariantParamState& state, const at::Tensor& param,
                  c10::function_ref<std::string()> where);
 
 // Raises c10::ValueError for state that lacks what the rule continues from.
-void check_state_complete(const EquivariantParamState& state, const EquivariantOptions& options,
+void check_state_complete(const EquivariantParamState& state, const at::Tensor& param,
+                          const EquivariantOptions& options,
                           c10::function_ref<std::string()> where);
+
+// Raises c10::ValueError when some but not all of a group's parameters have a name.
+void check_param_names(const EquivariantOptions& options, size_t params, const std::string& where);
 
 // Raises c10::ValueError when a tensor stands twice among the parameters of all groups.
 void check_no_duplicates(const std::vector<std::vector<at::Tensor>>& params_of_groups);

@@ -4,6 +4,8 @@
 #include "layout.h"
 #include "rules.h"
 
+#include <c10/util/strides.h>
+
 #include <algorithm>
 #include <array>
 #include <iomanip>
@@ -45,7 +47,8 @@ Row row_of(const EquivariantOptions& options, const at::Tensor& param, const std
     matrices = "-";
     scale = number(options.lr_scale());
   } else {
-    const auto views = matrix_views(options.layout(), param.sizes(), param.strides(), name);
+    const auto views =
+        matrix_views(options.layout(), param.sizes(), c10::contiguous_strides(param.sizes()), name);
     for (const MatrixView& view : views) {
       const double by_shape = shape_scale(RuleOptions::from(options), view.m(), view.n());
       const std::string separator = matrices.empty() ? "" : " + ";
@@ -74,6 +77,7 @@ std::string explain(const std::vector<ExplainGroup>& groups) {
   std::vector<Row> rows = {{"parameter", "shape", "role", "rule", "logical matrices", "lr scale"}};
   for (size_t g = 0; g < groups.size(); ++g) {
     const EquivariantOptions& options = groups[g].options;
+    check_options(options, describe_group(g, options));
     for (size_t p = 0; p < groups[g].params.size(); ++p) {
       const auto& names = options.param_names();
       const std::string name = p < names.size()

@@ -1,7 +1,10 @@
 #include "ivalue.h"
 
+#include "layout.h"
+
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <sstream>
 
 namespace erlangen {
@@ -26,14 +29,6 @@ std::vector<IValue> elements(const IValue& value) {
   TORCH_CHECK_TYPE(false, name, " must be ", allowed, ", got ", repr(value));
 }
 
-// What a layout step may say beside its verb. Every step has one verb and, where noted, a dim.
-struct Verb {
-  const char* name;
-  bool has_dim;
-};
-constexpr Verb kVerbs[] = {
-    {"transpose", false}, {"sections", true}, {"heads", true}, {"pairs", true}, {"flatten", false}};
-
 LayoutStep layout_step(const std::string& name, const IValue& value) {
   if (!value.isGenericDict()) type_error(name, value, "a dict such as {\"heads\": 8, \"dim\": -2}");
   const Verb* verb = nullptr;
@@ -52,7 +47,7 @@ LayoutStep layout_step(const std::string& name, const IValue& value) {
       if (key == candidate.name) found = &candidate;
     }
     TORCH_CHECK_VALUE(found, name, ": unknown layout step ", repr(value),
-                      "; allowed: transpose, sections, heads, pairs, flatten");
+                      "; allowed: ", verb_names());
     TORCH_CHECK_VALUE(!verb, name, ": one verb a step, got ", repr(value));
     verb = found;
     const std::string entry = name + "[\"" + key + "\"]";
@@ -71,8 +66,7 @@ LayoutStep layout_step(const std::string& name, const IValue& value) {
       }
     }
   }
-  TORCH_CHECK_VALUE(verb, name, ": no verb in ", repr(value),
-                    "; allowed: transpose, sections, heads, pairs, flatten");
+  TORCH_CHECK_VALUE(verb, name, ": no verb in ", repr(value), "; allowed: ", verb_names());
   TORCH_CHECK_VALUE(
       has_dim == verb->has_dim, name, ": ", verb->name,
       verb->has_dim ? " needs a \"dim\" (-2 or -1): " : " takes no \"dim\": ", repr(value));
@@ -126,7 +120,9 @@ IValue to_ivalue(const Layout& value) {
     } else {
       dict.insert(step.verb, true);
     }
-    if (step.verb != "transpose" && step.verb != "flatten") dict.insert("dim", step.dim);
+    const auto verb = std::find_if(std::begin(kVerbs), std::end(kVerbs),
+                                   [&](const Verb& v) { return step.verb == v.name; });
+    if (verb != std::end(kVerbs) && verb->has_dim) dict.insert("dim", step.dim);
     list.push_back(std::move(dict));
   }
   return list;

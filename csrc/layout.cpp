@@ -42,7 +42,7 @@ class Steps {
       return sections(view, step);
     } else {
       TORCH_CHECK_VALUE(false, where_, ": layout: unknown step \"", step.verb,
-                        "\"; allowed: transpose, sections, heads, pairs, flatten");
+                        "\"; allowed: ", verb_names());
     }
     return {view};
   }
@@ -179,6 +179,12 @@ std::vector<MatrixView> matrix_views(const Layout& layout, at::IntArrayRef sizes
     view.cols = merged(view.cols);
   }
   return views;
+}
+
+std::string verb_names() {
+  std::string result;
+  for (const Verb& verb : kVerbs) result += (result.empty() ? "" : ", ") + std::string(verb.name);
+  return result;
 }
 
 std::vector<Dim> merged(const std::vector<Dim>& dims) {

@@ -6,6 +6,7 @@
 #include <erlangen/options.h>
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace erlangen {
@@ -37,6 +38,17 @@ struct MatrixView {
 // Raises c10::ValueError, which begins with `where`, when the layout does not fit the sizes.
 std::vector<MatrixView> matrix_views(const Layout& layout, at::IntArrayRef sizes,
                                      at::IntArrayRef strides, const std::string& where);
+
+// What a layout step may say. Every step has one verb and, where noted, a dim.
+struct Verb {
+  const char* name;
+  bool has_dim;
+};
+inline constexpr Verb kVerbs[] = {
+    {"transpose", false}, {"sections", true}, {"heads", true}, {"pairs", true}, {"flatten", false}};
+
+// Their names, for error messages: "transpose, sections, ...".
+std::string verb_names();
 
 // Merges neighbours that step through memory as one dimension would, and drops those of size 1.
 std::vector<Dim> merged(const std::vector<Dim>& dims);

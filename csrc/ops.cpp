@@ -1,7 +1,6 @@
 // torch.ops.erlangen.*: the bare rules for torch.compile and torch.export, which see through them
 // by their Meta kernels. Coefficients are a set's name, or `ns_triples`: three numbers a step,
 // flat.
-#include <ATen/ops/empty_like.h>
 #include <c10/util/Exception.h>
 #include <erlangen/functional.h>
 #include <torch/library.h>
@@ -45,11 +44,6 @@ at::Tensor hybrid_op(const at::Tensor& x, Text order, bool center, double alpha,
                 polar_options(ns_coefficients, ns_triples, ns_steps, ns_method, ns_dtype));
 }
 
-template <typename... Args>
-at::Tensor same_shape(const at::Tensor& x, Args...) {
-  return at::empty_like(x, x.options(), at::MemoryFormat::Contiguous);
-}
-
 #define ERLANGEN_POLAR_ARGS                                                            \
   "str ns_coefficients=\"polar_express\", float[] ns_triples=[], int? ns_steps=None, " \
   "str ns_method=\"auto\", str ns_dtype=\"auto\") -> Tensor"
@@ -66,7 +60,7 @@ TORCH_LIBRARY(erlangen, m) {
       "alpha=0.0, " ERLANGEN_POLAR_ARGS);
 }
 
-TORCH_LIBRARY_IMPL(erlangen, CompositeExplicitAutograd, m) {
+void implement(torch::Library& m) {
   m.impl("center", center);
   m.impl("row_norm", row_norm);
   m.impl("column_norm", column_norm);
@@ -76,15 +70,9 @@ TORCH_LIBRARY_IMPL(erlangen, CompositeExplicitAutograd, m) {
   m.impl("hybrid", hybrid_op);
 }
 
-TORCH_LIBRARY_IMPL(erlangen, Meta, m) {
-  m.impl("center", same_shape<>);
-  m.impl("row_norm", same_shape<>);
-  m.impl("column_norm", same_shape<>);
-  for (const char* name : {"spectral", "right_spectral", "left_spectral"}) {
-    m.impl(name, same_shape<double, Text, Triples, Steps, Text, Text>);
-  }
-  m.impl("hybrid", same_shape<Text, bool, double, Text, Triples, Steps, Text, Text>);
-}
+// The same on meta tensors: they check what they are given, and return its shape.
+TORCH_LIBRARY_IMPL(erlangen, CompositeExplicitAutograd, m) { implement(m); }
+TORCH_LIBRARY_IMPL(erlangen, Meta, m) { implement(m); }
 
 }  // namespace
 }  // namespace erlangen

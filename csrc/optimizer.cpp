@@ -32,6 +32,7 @@ OptimizerParamGroup completed(const OptimizerParamGroup& group, const Equivarian
   check_options(options, describe_group(index, options));
   TORCH_CHECK_VALUE(!group.params().empty(), describe_group(index, options),
                     " has no parameters; allowed: at least one");
+  check_param_names(options, group.params().size(), describe_group(index, options));
   for (size_t p = 0; p < group.params().size(); ++p) {
     check_param(group.params()[p], options, describe_param(index, p, options));
   }
@@ -121,11 +122,19 @@ torch::Tensor Equivariant::step(LossClosure closure) {
       }
     }
   }
-  erlangen::step(*plan_, groups);
-  for (auto& [key, state] : fresh) {
-    const bool used = state->momentum_buffer().defined() || state->exp_avg().defined();
-    if (used) state_[key] = std::move(state);
+  const auto keep_fresh = [&] {
+    for (auto& [key, state] : fresh) {
+      const bool used = state->momentum_buffer().defined() || state->exp_avg().defined();
+      if (used) state_[key] = std::move(state);
+    }
+  };
+  try {
+    erlangen::step(*plan_, groups);
+  } catch (...) {  // out of memory halfway: what has moved keeps its state
+    keep_fresh();
+    throw;
   }
+  keep_fresh();
   return loss;
 }
 
@@ -149,7 +158,7 @@ void Equivariant::load(InputArchive& archive) {
       if (found == loaded.state_.end()) continue;
       const auto& state = static_cast<const EquivariantParamState&>(*found->second);
       check_state(state, group.params()[p], [&] { return where; });
-      check_state_complete(state, options, [&] { return where; });
+      check_state_complete(state, group.params()[p], options, [&] { return where; });
     }
   }
   param_groups_ = std::move(loaded.param_groups_);

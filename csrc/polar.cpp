@@ -5,14 +5,13 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/baddbmm.h>
-#include <ATen/ops/full_like.h>
-#include <ATen/ops/ldexp.h>
 #include <ATen/ops/linalg_eigh.h>
 #include <ATen/ops/linalg_svd.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/maximum.h>
 #include <ATen/ops/where.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
 
 #include <cmath>
@@ -146,8 +145,7 @@ at::Tensor exact_by_svd(const at::Tensor& x, double cutoff) {
 // (XXᵀ)^(-1/2) X with the pseudo-inverse root of the left Gram matrix.
 at::Tensor exact_by_gram(const at::Tensor& x, double cutoff) {
   const auto [lambda, q] = at::linalg_eigh(at::matmul(x, x.mT()));
-  const double own_error =
-      static_cast<double>(x.size(-2)) * std::numeric_limits<double>::epsilon();
+  const double own_error = static_cast<double>(x.size(-2)) * std::numeric_limits<double>::epsilon();
   const at::Tensor dropped =
       lambda.le(lambda.amax(-1, true) * std::max(cutoff * cutoff, own_error));
   const at::Tensor root = safe_reciprocal(lambda.clamp_min(0.0).sqrt(), dropped);
@@ -192,14 +190,19 @@ at::Tensor polar(const at::Tensor& x, Side side, const PolarOptions& options) {
   const auto [scaled, exponent] = reference::prescale(transposed ? x.mT() : x, {-2, -1});
   const int64_t k = scaled.size(-2), l = scaled.size(-1);
 
+  // Autocast would take the products out of the type that ns_dtype asks for.
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   at::Tensor result;
   if (options.ns_method == "exact") {
-    const at::Tensor wide = scaled.to(at::kDouble);
+    // Decompositions refuse NaN and infinity, which the other methods hand on as NaN.
+    const at::Tensor finite = scaled.isfinite().all(-1, true).all(-2, true);
+    const at::Tensor wide = scaled.to(at::kDouble).masked_fill(finite.logical_not(), 0.0);
     const double cutoff = exact_cutoff(wide, x.scalar_type());
     result = side == Side::shorter ? exact_by_svd(wide, cutoff) : exact_by_gram(wide, cutoff);
     // Zero rows and columns stay zero; a decomposition leaves noise there, which a row norm to
     // follow would make rows of unit length.
     result = result * wide.ne(0.0).any(-1, true) * wide.ne(0.0).any(-2, true);
+    result = result.masked_fill(finite.logical_not(), std::numeric_limits<double>::quiet_NaN());
   } else {
     const at::ScalarType dtype = product_dtype(x, options.ns_dtype);
     const at::Tensor cast = scaled.to(dtype);
@@ -207,7 +210,8 @@ at::Tensor polar(const at::Tensor& x, Side side, const PolarOptions& options) {
     // push a singular value over the polynomials' limit.
     at::Tensor norm = at::linalg_vector_norm(cast, 2, {-2, -1}, true, x.scalar_type());
     if (options.ns_eps > 0.0) {
-      norm = at::maximum(norm, at::ldexp(at::full_like(norm, options.ns_eps), -exponent));
+      norm = at::maximum(norm,
+                         reference::power_of_two(-exponent, norm.scalar_type()) * options.ns_eps);
     }
     const at::Tensor unit = (cast * safe_reciprocal(norm, norm.eq(0.0))).to(dtype).contiguous();
     const Triples steps = iteration_steps(options);

@@ -4,9 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/frexp.h>
-#include <ATen/ops/ldexp.h>
 #include <ATen/ops/linalg_vector_norm.h>
-#include <ATen/ops/ones_like.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
@@ -21,12 +19,19 @@ at::ScalarType compute_dtype(const at::Tensor& tensor) {
 
 namespace reference {
 
+at::Tensor power_of_two(const at::Tensor& exponent, at::ScalarType dtype) {
+  if (dtype == at::kDouble) {
+    return exponent.to(at::kLong).add(1023).bitwise_left_shift(52).view(at::kDouble);
+  }
+  return exponent.to(at::kInt).add(127).bitwise_left_shift(23).view(at::kFloat);
+}
+
 std::pair<at::Tensor, at::Tensor> prescale(const at::Tensor& x, at::IntArrayRef dims) {
   const at::Tensor absmax = at::linalg_vector_norm(x, INFINITY, dims, /*keepdim=*/true);
-  // ±126: 2^-e itself must be a normal float32.
-  const at::Tensor exponent = std::get<1>(at::frexp(absmax)).clamp(-126, 126);
-  const at::Tensor scale = at::ldexp(at::ones_like(absmax), -exponent);
-  return {x * scale, exponent};
+  // 2^-e itself must be a normal number.
+  const int64_t largest = x.scalar_type() == at::kDouble ? 1022 : 126;
+  const at::Tensor exponent = std::get<1>(at::frexp(absmax)).clamp(-largest, largest);
+  return {x * power_of_two(-exponent, x.scalar_type()), exponent};
 }
 
 at::Tensor center(const at::Tensor& x) { return x - x.mean(-2, /*keepdim=*/true); }
@@ -87,16 +92,19 @@ void apply_update(const at::Tensor& param, const at::Tensor& update, const at::T
                   const ApplyArgs& args) {
   const at::Tensor p = param.to(compute_dtype(param));  // param itself where the types agree
   const bool in_place = p.is_same(param) && !rows.defined();
-  at::Tensor next = in_place ? p : p.clone();
-  const double decay = args.lr * args.weight_decay;
+  at::Tensor decayed = p;
   if (args.cautious) {
     // By signs: the product of two small numbers would vanish.
-    next.addcmul_(p, (p.sign() * update.sign()).gt(0.0).to(p.scalar_type()), -decay);
-  } else {
-    next.mul_(1.0 - decay);
+    decayed = p * (p.sign() * update.sign()).gt(0.0);
   }
-  next.add_(update, -(args.lr * args.lr_scale));
-  if (in_place) return;
+  // Both parts leave p in one difference: 1 − lr·weight_decay is too close to 1 for float32.
+  const at::Tensor change =
+      (update * (args.lr * args.lr_scale)).add_(decayed, args.lr * args.weight_decay);
+  if (in_place) {
+    p.sub_(change);
+    return;
+  }
+  at::Tensor next = p - change;
   if (rows.defined()) next = at::where(rows, next, p);
   if (args.stochastic_rounding && param.scalar_type() == at::kBFloat16) {
     next = stochastic_round(next, args);

@@ -3,9 +3,8 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <erlangen/optimizer.h>
-#include <erlangen/options.h>
 
+#include <cstdint>
 #include <utility>
 
 namespace erlangen {
@@ -14,6 +13,9 @@ namespace erlangen {
 at::ScalarType compute_dtype(const at::Tensor& tensor);
 
 namespace reference {
+
+// 2^exponent in float32 or float64, to the bit; its exponents must be those of normal numbers.
+at::Tensor power_of_two(const at::Tensor& exponent, at::ScalarType dtype);
 
 // x · 2^-e with e such that the largest |entry| over `dims` lies in [1/2, 1); and e, with `dims`
 // kept at size 1. Squares of the result neither overflow nor vanish. Exact, and 0 for zeros.

@@ -7,6 +7,7 @@
 #include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/embedding.h>
 #include <torch/nn/modules/linear.h>
+#include <torch/nn/modules/normalization.h>
 #include <torch/nn/modules/rnn.h>
 #include <torch/nn/modules/transformerlayer.h>
 
@@ -66,7 +67,9 @@ bool add_conv(Roles& roles, const std::string& name, const nn::Module& module, b
   const auto* conv = dynamic_cast<const Conv*>(&module);
   if (!conv) return false;
   const int64_t groups = conv->options.groups();
-  if (groups > 1 && groups == conv->options.in_channels()) {  // one filter a channel: no matrix
+  const bool depthwise = groups > 1 && groups == conv->options.in_channels() &&
+                         (!transposed || groups == conv->options.out_channels());
+  if (depthwise) {  // one filter a channel: no matrix
     roles.add(name, "weight", "other");
     return true;
   }
@@ -109,6 +112,9 @@ void add_module(Roles& roles, const std::string& name, const nn::Module& module)
     roles.add(name, "linear2.weight", "mlp_out");
   } else if (module.as<nn::EmbeddingImpl>() || module.as<nn::EmbeddingBagImpl>()) {
     roles.add(name, "weight", "embedding");
+  } else if (module.as<nn::LayerNormImpl>()) {  // a gain over several dimensions is no matrix
+    roles.add(name, "weight", "other");
+    roles.add(name, "bias", "other");
   } else if (module.as<nn::LinearImpl>()) {
     roles.add(name, "weight", "dense");
   } else if (module.as<nn::BilinearImpl>()) {
@@ -194,7 +200,6 @@ EquivariantOptions role_options(const std::string& role, const std::string& adju
   check_one_of("role_options", "adjust_lr_fn", adjust_lr_fn, adjust_lr_fn_names());
   EquivariantOptions options;
   options.role(role);
-  if (adjust_lr_fn != options.adjust_lr_fn()) options.adjust_lr_fn(adjust_lr_fn);
   if (role == "embedding") {
     options.rule("row_norm").lr_scale(5.0).weight_decay(0.0);
     if (adjust_lr_fn == "original" || adjust_lr_fn == "unit_rms_norm") {
@@ -211,11 +216,14 @@ EquivariantOptions role_options(const std::string& role, const std::string& adju
   } else {
     options.rule("spectral");
   }
+  if (options.rule() != "adamw" && adjust_lr_fn != options.adjust_lr_fn()) {
+    options.adjust_lr_fn(adjust_lr_fn);
+  }
   return options;
 }
 
-std::vector<OptimizerParamGroup> param_groups(const nn::Module& module,
-                                              const Overrides& overrides) {
+std::vector<OptimizerParamGroup> param_groups(const nn::Module& module, const Overrides& overrides,
+                                              const std::string& adjust_lr_fn) {
   Roles roles;
   add_module(roles, "", module);
   // Without the module itself, which need not be in a shared_ptr.
@@ -237,13 +245,27 @@ std::vector<OptimizerParamGroup> param_groups(const nn::Module& module,
     if (!param.requires_grad() || item.key() != param_names.front()) continue;
     const EquivariantOptions by_type = roles.of(param_names, param.dim());
     EquivariantOptions options = sayings.of_names(param_names);
-    const std::string role = options.role().empty() ? by_type.role() : options.role();
+    // What is said of the role that the types show may name another role, whose own sayings count
+    // more.
+    EquivariantOptions of_type;
+    if (options.role().empty()) of_type = sayings.of_role(by_type.role());
+    std::string role = options.role();
+    if (role.empty()) role = of_type.role();
+    if (role.empty()) role = by_type.role();
     if (role.empty()) {
       undecided += "\n  " + join(param_names) + " " + c10::str(param.sizes());
       continue;
     }
-    options.fill_from(sayings.of_role(role));
-    EquivariantOptions of_role = role == by_type.role() ? by_type : role_options(role);
+    options.role(role).fill_from(sayings.of_role(role));
+    options.fill_from(of_type);
+    EquivariantOptions of_role =
+        role_options(role, options.is_set("adjust_lr_fn") ? options.adjust_lr_fn() : adjust_lr_fn);
+    if (role == by_type.role() && !by_type.layout().empty()) {
+      // How the tensor is stored comes before how the role looks at it.
+      Layout layout = by_type.layout();
+      layout.insert(layout.end(), of_role.layout().begin(), of_role.layout().end());
+      of_role.layout(std::move(layout));
+    }
     if (options.rule() == "adamw") of_role.layout({}).center(false);  // it has no use for these
     options.fill_from(of_role);
     auto group = std::find_if(groups.begin(), groups.end(),

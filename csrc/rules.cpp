@@ -7,7 +7,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/ldexp.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -22,7 +21,7 @@ namespace {
 at::Tensor nuclear_norm_power(const at::Tensor& z, const at::Tensor& polar_z, double alpha) {
   const auto [scaled, exponent] = reference::prescale(z, {-2, -1});
   const at::Tensor sum = (scaled * polar_z).sum({-2, -1}, true, at::kDouble);
-  const at::Tensor norm = at::ldexp(sum.clamp_min(0.0), exponent);
+  const at::Tensor norm = sum.clamp_min(0.0) * reference::power_of_two(exponent, at::kDouble);
   return norm.pow(alpha).masked_fill(norm.eq(0.0), 0.0).to(z.scalar_type());
 }
 
@@ -40,7 +39,9 @@ at::Tensor apply_rule(const at::Tensor& x, const RuleOptions& options) {
                     "; allowed: [..., m, n]");
   check_polar_options(options.polar, options.rule);
   check_alpha(options.alpha, options.rule);
-  if (x.numel() == 0) return at::empty_like(x, x.options(), at::MemoryFormat::Contiguous);
+  if (x.is_meta() || x.numel() == 0) {
+    return at::empty_like(x, x.options(), at::MemoryFormat::Contiguous);
+  }
   const at::Tensor batch = x.reshape({-1, x.size(-2), x.size(-1)}).to(compute_dtype(x));
   const Direction result = direction(batch, options);
   const at::Tensor scaled = result.factor.defined() ? result.value * result.factor : result.value;
@@ -97,6 +98,7 @@ at::Tensor center(const at::Tensor& x) {
   TORCH_CHECK_TYPE(at::isFloatingType(x.scalar_type()), "center: x has dtype ", x.scalar_type(),
                    "; allowed: floating point");
   TORCH_CHECK_VALUE(x.dim() >= 2, "center: x has shape ", x.sizes(), "; allowed: [..., m, n]");
+  if (x.is_meta()) return at::empty_like(x, x.options(), at::MemoryFormat::Contiguous);
   return reference::center(x.to(compute_dtype(x))).to(x.scalar_type()).contiguous();
 }
 

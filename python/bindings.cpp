@@ -147,6 +147,18 @@ class States {
     return state.second.get();
   }
 
+  // Raises for an entry that no rule continues from, such as the maximum of AMSGrad.
+  static void check_names(const py::dict& entry, c10::function_ref<std::string()> where) {
+    EquivariantParamState known;
+    for (const auto& [key, value] : entry) {
+      const std::string name = py::str(key);
+      bool found = false;
+      each(known, [&](const char* candidate, at::Tensor&) { found = found || name == candidate; });
+      TORCH_CHECK_VALUE(found, where(), ": the loaded state has ", name,
+                        ", which no rule continues from");
+    }
+  }
+
   void write_back() {
     for (auto& [param, state] : states_) {
       each(*state, [&](const char* name, at::Tensor& tensor) {
@@ -183,16 +195,21 @@ void step(erlangen::Plan& plan, const py::list& param_groups, const py::object& 
     step_group.options = std::move(group.options);
     step_group.params = std::move(group.params);
   }
-  {
+  try {
     const py::gil_scoped_release no_gil;
     erlangen::step(plan, groups);
+  } catch (...) {  // out of memory halfway: what has moved keeps its state
+    states.write_back();
+    throw;
   }
   states.write_back();
 }
 
 void check_group(const py::dict& dict, size_t index) {
   const Group group = to_group(dict, index);
-  erlangen::check_options(group.options, erlangen::describe_group(index, group.options));
+  const std::string where = erlangen::describe_group(index, group.options);
+  erlangen::check_options(group.options, where);
+  erlangen::check_param_names(group.options, group.params.size(), where);
   for (size_t p = 0; p < group.params.size(); ++p) {
     erlangen::check_param(group.params[p], group.options,
                           erlangen::describe_param(index, p, group.options));
@@ -208,7 +225,8 @@ void check_states(const py::dict& dict, size_t index, const py::object& state) {
       const auto where = [&] { return erlangen::describe_param(index, p, group.options); };
       const EquivariantParamState* loaded = states.read(param, where);
       erlangen::check_state(*loaded, group.params[p], where);
-      erlangen::check_state_complete(*loaded, group.options, where);
+      erlangen::check_state_complete(*loaded, group.params[p], group.options, where);
+      States::check_names(state[param], where);
     }
     ++p;
   }
@@ -248,8 +266,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("default_options", [] { return to_dict(EquivariantOptions(), false); });
   m.def(
       "role_options",
-      [](const std::string& role, const std::string& adjust_lr_fn) {
-        return to_dict(erlangen::role_options(role, adjust_lr_fn), true);
+      [](const std::string& role, py::handle adjust_lr_fn) {
+        EquivariantOptions options;
+        options.set("adjust_lr_fn", to_ivalue("adjust_lr_fn", adjust_lr_fn));
+        return to_dict(erlangen::role_options(role, options.adjust_lr_fn()), true);
       },
       py::arg("role"), py::arg("adjust_lr_fn") = "match_rms_adamw");
   m.def("preset_options",

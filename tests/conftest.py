@@ -1,7 +1,6 @@
 """Shared by all tests: seeds, devices, the CMake build, and a count of what had no GPU."""
 
 import os
-import re
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -85,11 +84,19 @@ def cmake_build(request, torch_dir) -> Path:
     return build
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """The only reason to skip is a missing GPU: whatever else is missing is a failure."""
+    report = yield
+    if report.skipped and needs_gpu.kwargs["reason"] not in str(report.longrepr):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, but for no missing GPU: {report.longrepr}"
+    return report
+
+
 def pytest_terminal_summary(terminalreporter, config):
-    skipped = terminalreporter.stats.get("skipped", [])
-    python = sum(1 for report in skipped if re.search("cuda|gpu", str(report.longrepr), re.I))
-    cpp = config.stash.get(cpp_skips, 0)
     terminalreporter.write_line(
-        f"skipped for want of a GPU: {python} Python tests, {cpp} C++ tests; "
+        f"skipped for want of a GPU: {len(terminalreporter.stats.get('skipped', []))} Python "
+        f"tests, {config.stash.get(cpp_skips, 0)} C++ tests; "
         f"CUDA device present: {torch.cuda.is_available()}"
     )

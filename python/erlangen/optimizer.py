@@ -26,6 +26,7 @@ _OTHER_KEYS = {
 # Options of a group that have no default: each group has its own.
 _OF_GROUP = {"role", "param_names"}
 _OPTIONS = {k: v for k, v in _C.default_options().items() if k not in _OF_GROUP}
+_LR, _WEIGHT_DECAY = _OPTIONS["lr"], _OPTIONS["weight_decay"]
 
 
 def _as_list(params, where: str) -> list:
@@ -36,12 +37,12 @@ def _as_list(params, where: str) -> list:
     return list(params)
 
 
-def _refuse_unknown(options: Iterable[str], where: str) -> None:
-    unknown = [key for key in options if key not in _OPTIONS | dict.fromkeys(_OF_GROUP)]
-    if unknown:
-        raise ValueError(
-            f"{where}: unknown option {unknown[0]!r}; allowed: {', '.join(sorted(_OPTIONS))}"
-        )
+def _refuse_unknown(options: Iterable[str], allowed: Iterable[str], where: str) -> None:
+    for key in options:
+        if key not in allowed:
+            raise ValueError(
+                f"{where}: unknown option {key!r}; allowed: {', '.join(sorted(_OPTIONS))}"
+            )
 
 
 class Equivariant(Optimizer):
@@ -79,10 +80,16 @@ class Equivariant(Optimizer):
             take, naming it and what is allowed, before anything has changed.
     """
 
-    def __init__(self, params, lr=1e-3, weight_decay=1e-2, **options: Any):
-        _refuse_unknown(options, type(self).__name__)
+    def __init__(self, params, lr=_LR, weight_decay=_WEIGHT_DECAY, **options: Any):
+        _refuse_unknown(options, _OPTIONS, type(self).__name__)
         defaults = {**_OPTIONS, **options, "lr": lr, "weight_decay": weight_decay}
         if isinstance(params, nn.Module):
+            if defaults["rule"]:
+                raise TypeError(
+                    f"{type(self).__name__} was given a model and one rule for all of it; allowed: "
+                    "parameters or groups, or erlangen.Equivariant(model), where each parameter "
+                    "has the rule of its role"
+                )
             params = param_groups(params, adjust_lr_fn=defaults["adjust_lr_fn"])
         if isinstance(params, torch.Tensor):
             raise TypeError(
@@ -117,8 +124,9 @@ class Equivariant(Optimizer):
             raise TypeError(f"{where} must be a dict, got {type(param_group).__name__}")
         if "params" not in param_group:
             raise ValueError(f'{where} has no "params"')
-        _refuse_unknown((k for k in param_group if k not in _OTHER_KEYS), where)
-        group = {**param_group, "params": _as_list(param_group["params"], where)}
+        _refuse_unknown(param_group, _OTHER_KEYS | _OF_GROUP | _OPTIONS.keys(), where)
+        group = self._translated(param_group)
+        group["params"] = _as_list(param_group["params"], where)
         tensors = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
         if not tensors:
             raise ValueError(f"{where} has no parameters; allowed: at least one")
@@ -127,7 +135,7 @@ class Equivariant(Optimizer):
         super().add_param_group(self._with_names(group))
         try:  # here, because the group now has all its options
             _C.check_group(self.param_groups[-1], len(self.param_groups) - 1)
-        except (TypeError, ValueError):
+        except BaseException:
             del self.param_groups[-1]
             raise
 
@@ -139,6 +147,10 @@ class Equivariant(Optimizer):
             group["param_names"] = [f"group {index} [{i}]" for i in range(len(group["params"]))]
         return group
 
+    def _translated(self, group: dict) -> dict:
+        """A copy of a group in the names of :class:`Equivariant`."""
+        return dict(group)
+
     def explain(self) -> str:
         """A table: parameter, shape, role, rule, logical matrices, factor on the learning rate."""
         return _C.explain(self.param_groups)
@@ -146,14 +158,26 @@ class Equivariant(Optimizer):
     def load_state_dict(self, state_dict: dict) -> None:
         """Loads groups and state; state keeps the dtype it was saved in.
 
+        Options that the dict does not have (another optimizer's, an older version's) keep their
+        value.
+
         Raises:
             ValueError: groups, options or shapes that do not fit; nothing has changed then.
         """
         before = (self.param_groups, self.state)
-        # After the caller's own hooks on the dict, and before those on what was loaded.
         incoming = {}
+
+        def complete(_, loaded: dict) -> dict:
+            groups = [self._translated(group) for group in loaded["param_groups"]]
+            for group, live in zip(groups, self.param_groups, strict=False):  # torch counts them
+                for key in live.keys() & (_OPTIONS.keys() | _OF_GROUP):
+                    group.setdefault(key, live[key])
+            incoming.update(loaded, param_groups=groups)
+            return incoming
+
+        # After the caller's own hooks on the dict, and before those on what was loaded.
         hooks = [
-            self.register_load_state_dict_pre_hook(lambda _, loaded: incoming.update(loaded)),
+            self.register_load_state_dict_pre_hook(complete),
             self.register_load_state_dict_post_hook(
                 lambda _: self._restore_dtypes(incoming), prepend=True
             ),
@@ -188,9 +212,9 @@ class Equivariant(Optimizer):
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         self._plan = _C.Plan()
-        for group in self.param_groups:
-            for key in _OPTIONS:
-                group.setdefault(key, self.defaults[key])
+        for options in (self.defaults, *self.param_groups):  # pickled before an option existed
+            for key, value in _OPTIONS.items():
+                options.setdefault(key, value)
 
 
 class _Preset(Equivariant):
@@ -198,9 +222,7 @@ class _Preset(Equivariant):
 
     _preset: str  # the name that C++ knows; a subclass of a preset keeps it
 
-    def __init__(self, params, lr=1e-3, weight_decay=1e-2, **options: Any):
-        if isinstance(params, nn.Module):
-            params = params.parameters()
+    def __init__(self, params, lr=_LR, weight_decay=_WEIGHT_DECAY, **options: Any):
         preset = _C.preset_options(self._preset)
         super().__init__(params, **{**preset, "lr": lr, "weight_decay": weight_decay, **options})
 
@@ -212,7 +234,8 @@ class Muon(Equivariant):
     other option of :class:`Equivariant`.
 
     Args:
-        params: matrices, or groups of them.
+        params: matrices, or groups of them; in a group ``eps`` and ``adjust_lr_fn`` mean what they
+            mean here.
         lr, weight_decay, momentum, nesterov, ns_coefficients, ns_steps: as in torch.optim.Muon.
         eps: least norm that a gradient is divided by; small gradients count less because of it.
         adjust_lr_fn: None ("original") or a name that :class:`Equivariant` knows.
@@ -245,13 +268,15 @@ class Muon(Equivariant):
         }
         super().__init__(params, **{**preset, **chosen, **options})
 
-    def __setstate__(self, state: dict) -> None:
-        # A group of torch.optim.Muon's checkpoint has its own eps, and None for "original".
-        for group in state.get("param_groups", []):
-            if "rule" not in group:
-                group["ns_eps"] = group.pop("eps", self.defaults["ns_eps"])
-                group["adjust_lr_fn"] = group.get("adjust_lr_fn") or "original"
-        super().__setstate__(state)
+    def _translated(self, group: dict) -> dict:
+        # In torch.optim.Muon's groups eps is that of the norm, and None stands for "original". A
+        # group with an ns_eps, as our own checkpoints have, means adamw's by eps.
+        group = dict(group)
+        if group.get("rule") != "adamw" and "eps" in group and "ns_eps" not in group:
+            group["ns_eps"] = group.pop("eps")
+        if group.get("adjust_lr_fn", "") is None:
+            group["adjust_lr_fn"] = "original"
+        return group
 
 
 class PolarGrad(_Preset):

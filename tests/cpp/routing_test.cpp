@@ -32,6 +32,7 @@ struct Everything : nn::Module {
     register_module("linear", nn::Linear(6, 8));
     register_module("bilinear", nn::Bilinear(3, 4, 5));
     register_module("norm", nn::LayerNorm(nn::LayerNormOptions({8})));
+    register_module("norm2d", nn::LayerNorm(nn::LayerNormOptions({4, 8})));
     register_module("conv", nn::Conv2d(nn::Conv2dOptions(4, 8, 3)));
     register_module("grouped", nn::Conv1d(nn::Conv1dOptions(4, 8, 3).groups(2)));
     register_module("depthwise", nn::Conv2d(nn::Conv2dOptions(4, 4, 3).groups(4)));
@@ -51,6 +52,7 @@ TEST(Routing, RolesAndLayoutsByType) {
       {"linear.bias", {"other", {}}},
       {"bilinear.weight", {"dense", {LayoutStep::flatten()}}},
       {"norm.weight", {"other", {}}},
+      {"norm2d.weight", {"other", {}}},
       {"conv.weight", {"dense", {LayoutStep::flatten()}}},
       {"grouped.weight", {"dense", {LayoutStep::flatten(), LayoutStep::heads(2, -2)}}},
       {"depthwise.weight", {"other", {}}},
@@ -205,6 +207,37 @@ TEST(Routing, DifferentUsesOfOneParameterAreUndecided) {
   expect_raises<c10::ValueError>({"other, embedding.weight [7, 6]"}, [&] { param_groups(model); });
   const auto options = found(model, {{"other", EquivariantOptions().role("embedding")}});
   EXPECT_EQ(options.size(), 1u);
+}
+
+TEST(Routing, OverrideOfARoleMayGiveAnother) {
+  nn::Module model;
+  model.register_module("linear", nn::Linear(6, 8));
+  const auto options = found(model, {{"dense", EquivariantOptions().role("lm_head")},
+                                     {"lm_head", EquivariantOptions().lr_scale(2.0)}});
+  const EquivariantOptions& chosen = options.at("linear.weight");
+  EXPECT_EQ(chosen.role(), "lm_head");
+  EXPECT_EQ(chosen.rule(), "row_norm");
+  EXPECT_TRUE(chosen.center());
+  EXPECT_EQ(chosen.lr_scale(), 2.0);
+}
+
+TEST(Routing, ScaleByShape) {
+  nn::Module model;
+  model.register_module("embedding", nn::Embedding(7, 6));
+  model.register_module("linear", nn::Linear(6, 8));
+  std::map<std::string, EquivariantOptions> options;
+  for (const auto& group : param_groups(model, {}, "original")) {
+    const auto& o = static_cast<const EquivariantOptions&>(group.options());
+    for (const auto& name : o.param_names()) options.emplace(name, o);
+  }
+  EXPECT_EQ(options.at("embedding.weight").rule(), "column_norm");
+  EXPECT_EQ(options.at("embedding.weight").layout(), Layout{LayoutStep::transpose()});
+  EXPECT_EQ(options.at("linear.weight").adjust_lr_fn(), "original");
+  EXPECT_FALSE(options.at("linear.bias").is_set("adjust_lr_fn"));
+  // Said of one parameter alone.
+  const auto alone =
+      found(model, {{"embedding.weight", EquivariantOptions().adjust_lr_fn("unit_rms_norm")}});
+  EXPECT_EQ(alone.at("embedding.weight").rule(), "column_norm");
 }
 
 TEST(Routing, FrozenParametersAreLeftOut) {

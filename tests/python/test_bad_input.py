@@ -73,7 +73,6 @@ VALUES = [
     ("ns_coefficients", (1.0, 2.0), TypeError, ["1", "2", "three numbers"]),
     ("ns_coefficients", [(1.0, 2.0, 3.0), (1.0,)], TypeError, ["[1.", "three numbers"]),
     ("ns_coefficients", (1.0, nan, 3.0), ValueError, ["nan", "finite"]),
-    ("role", 3, TypeError, ["3", "str"]),
     ("layout", "transpose", TypeError, ["transpose", "list of steps"]),
     ("layout", ["transpose"], TypeError, ["transpose", "dict"]),
     ("layout", [{"rows": 2, "dim": -2}], ValueError, ["rows", "transpose", "sections", "heads"]),

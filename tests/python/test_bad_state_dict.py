@@ -96,11 +96,26 @@ def test_state_dict_of_adamw():
     model = nn.Linear(4, 4, bias=False)
     other = torch.optim.AdamW(model.parameters())
     run(other, 1, gradients())
-    optimizer = erlangen.RowNorm(model)
+    optimizer = erlangen.RowNorm(model.parameters())
     before = Picture(optimizer)
     raises(
         ValueError,
         ["param_groups[0], parameter 0", "momentum_buffer"],
+        lambda: optimizer.load_state_dict(other.state_dict()),
+    )
+    Picture(optimizer).assert_same(before)
+
+
+def test_state_dict_of_amsgrad():
+    """The maximum that AMSGrad continues from is nothing that adamw groups have."""
+    p = nn.Parameter(torch.randn(4, 4))
+    other = torch.optim.AdamW([p], amsgrad=True)
+    run(other, 1, gradients())
+    optimizer = erlangen.Equivariant([{"params": [p], "rule": "adamw"}])
+    before = Picture(optimizer)
+    raises(
+        ValueError,
+        ["param_groups[0], parameter 0", "max_exp_avg_sq"],
         lambda: optimizer.load_state_dict(other.state_dict()),
     )
     Picture(optimizer).assert_same(before)

@@ -7,8 +7,10 @@ has changed. Option values: test_bad_input.py. State dicts: test_bad_state_dict.
 import erlangen
 import pytest
 import torch
+from conftest import needs_gpu
 from state_helpers import Picture, live_optimizer, params_of, raises
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 RULES = ["spectral", "right_spectral", "left_spectral", "row_norm", "column_norm", "hybrid"]
 
@@ -285,9 +287,9 @@ def test_gradient_of_another_type(dtype, live):
     Picture(live).assert_same(before)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpu
 @pytest.mark.parametrize("rule", ["spectral", "row_norm", "adamw"])
-def test_gradient_on_another_device(rule):
+def test_gradient_on_another_device(rule):  # without a GPU: tests/cpp/bad_tensors_test.cpp
     p = parameter()
     optimizer = erlangen.Equivariant([{"params": [p], "rule": rule}])
     p.grad = torch.ones_like(p)
@@ -295,6 +297,53 @@ def test_gradient_on_another_device(rule):
     before = Picture(optimizer)
     raises(ValueError, ["param_groups[0], parameter 0", "cpu", "cuda"], optimizer.step)
     Picture(optimizer).assert_same(before)
+
+
+@pytest.mark.parametrize("rule", [*RULES, "adamw"])
+def test_parameter_becomes_a_subclass_after_the_first_step(rule):
+    """As fully_shard does, which swaps a module's parameters for DTensors."""
+    p = parameter()
+    optimizer = erlangen.Equivariant([{"params": [p], "rule": rule}])
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    wrapped = nn.Parameter(TwoTensor(p.detach().clone(), p.detach().clone()))
+    wrapped.grad = TwoTensor(torch.ones(8, 6), torch.ones(8, 6))
+    optimizer.param_groups[0]["params"][0] = wrapped
+    before = wrapped.a.clone()
+    raises(TypeError, ["param_groups[0], parameter 0", "subclass", "DTensor"], optimizer.step)
+    assert torch.equal(wrapped.a, before) and wrapped not in optimizer.state
+
+
+def test_names_of_another_number_than_the_parameters():
+    raises(
+        ValueError,
+        ["param_groups[0]", "1 names for 2 parameters"],
+        lambda: erlangen.RowNorm([{"params": [parameter(), parameter()], "param_names": ["w"]}]),
+    )
+
+
+def test_groups_options_are_no_options_of_the_constructor():
+    for name, value in {"role": "router", "param_names": ["w"]}.items():
+        group = {"params": [parameter()], "rule": "row_norm"}
+        raises(ValueError, [name], lambda group=group, o={name: value}: make([group], **o))
+
+
+def make(groups, **options):
+    return erlangen.Equivariant(groups, **options)
+
+
+def test_any_error_in_a_new_group_leaves_the_old_ones():
+    optimizer = erlangen.RowNorm([parameter()])
+    group = {"params": [parameter()], "lr": torch.empty((), device="meta")}
+    with pytest.raises((RuntimeError, ValueError)):
+        optimizer.add_param_group(group)
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("preset", ["Muon", "PolarGrad", "RowNorm"])
+def test_a_model_has_more_than_one_rule(preset):
+    cls = getattr(erlangen, preset)
+    raises(TypeError, [preset, "Equivariant(model)"], lambda: cls(nn.Linear(4, 4)))
 
 
 def test_first_step_with_a_bad_gradient():

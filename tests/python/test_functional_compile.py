@@ -81,20 +81,56 @@ def test_leaves_its_input_alone_and_never_returns_it(name, device):
 
 
 @names
-def test_refuses_what_it_cannot_take(name):
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_refuses_what_it_cannot_take(name, device):
     function = getattr(F, name)
     with pytest.raises(TypeError, match="dtype"):
-        function(torch.ones(3, 3, dtype=torch.int64))
+        function(torch.ones(3, 3, dtype=torch.int64, device=device))
     with pytest.raises(ValueError, match="shape"):
-        function(torch.ones(3))
+        function(torch.ones(3, device=device))
 
 
 @pytest.mark.parametrize("name", POLAR)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize(
     "bad",
-    [{"ns_method": "magic"}, {"ns_dtype": "int8"}, {"ns_coefficients": "x"}, {"ns_steps": 0}],
+    [
+        {"ns_method": "magic"},
+        {"ns_dtype": "int8"},
+        {"ns_coefficients": "x"},
+        {"ns_steps": 0},
+        {"alpha": float("nan")},
+    ],
     ids=str,
 )
-def test_refuses_options_that_do_not_exist(name, bad):
+def test_refuses_options_that_do_not_exist(name, bad, device):
     with pytest.raises(ValueError, match=next(iter(bad))):
-        getattr(F, name)(torch.ones(3, 3), **bad)
+        getattr(F, name)(torch.ones(3, 3, device=device), **bad)
+
+
+@pytest.mark.parametrize("name", POLAR)
+def test_autocast_changes_nothing(name, device):
+    """ns_dtype alone says in which type the products are."""
+    x = torch.randn(8, 5, device=device)
+    plain = getattr(F, name)(x, ns_dtype="float32")
+    with torch.autocast(device.type, torch.bfloat16):
+        assert torch.equal(getattr(F, name)(x, ns_dtype="float32"), plain)
+
+
+@pytest.mark.parametrize("ns_method", ["standard", "gram", "exact"])
+@pytest.mark.parametrize("name", POLAR)
+def test_a_matrix_with_nan_leaves_the_others_alone(name, ns_method, device):
+    x = torch.randn(3, 8, 5, device=device)
+    clean = getattr(F, name)(x, ns_method=ns_method)
+    x[1, 2, 3] = float("nan")
+    spoilt = getattr(F, name)(x, ns_method=ns_method)
+    assert spoilt[1].isnan().any()
+    assert torch.equal(spoilt[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.parametrize("name", POLAR[:3])
+def test_zero_matrices_stay_zero_under_any_alpha(name, device):
+    x = torch.zeros(2, 4, 5, device=device)
+    x[1] = torch.randn(4, 5)
+    y = getattr(F, name)(x, alpha=-0.5)
+    assert not y[0].any() and y[1].isfinite().all() and y[1].any()

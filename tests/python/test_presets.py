@@ -185,3 +185,27 @@ def test_steps_do_not_depend_on_earlier_memory(rule, dtype, device):
             torch.use_deterministic_algorithms(False)
     assert torch.equal(*results)
     assert results[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["Muon", *PRESETS])
+def test_subclass_of_a_preset(name):
+    class Mine(getattr(erlangen, name)):
+        pass
+
+    grads = [torch.randn(6, 4)]
+    ours, theirs = (torch.nn.Parameter(torch.ones(6, 4)) for _ in range(2))
+    run(Mine([ours]), ours, grads)
+    run(getattr(erlangen, name)([theirs]), theirs, grads)
+    assert torch.equal(ours, theirs)
+
+
+def test_muon_groups_speak_torchs_terms():
+    """eps is that of the norm, and None stands for "original", as in torch.optim.Muon's groups."""
+    p, q = (torch.nn.Parameter(torch.ones(6, 4)) for _ in range(2))
+    groups = [{"params": [p], "eps": 1e-3, "adjust_lr_fn": None}]
+    optimizer = erlangen.Muon(groups)
+    optimizer.add_param_group({"params": [q], "rule": "adamw", "eps": 1e-5})
+    assert optimizer.param_groups[0]["ns_eps"] == 1e-3
+    assert optimizer.param_groups[0]["adjust_lr_fn"] == "original"
+    assert optimizer.param_groups[1]["eps"] == 1e-5
+    assert "ns_eps" not in groups[0]

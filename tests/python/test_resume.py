@@ -202,6 +202,39 @@ def test_load_hooks(precision):
         assert same_bits(optimizer.state[p]["momentum_buffer"], momentum)
 
 
+def test_options_that_a_checkpoint_lacks_keep_the_groups_value():
+    """Not the constructor's: a group may have had a value of its own."""
+    groups = [{"params": [nn.Parameter(torch.randn(4, 3))], "rule": "row_norm", "lr_scale": 5.0}]
+    optimizer = erlangen.Equivariant(groups)
+    run(optimizer, 1, gradients())
+    old = optimizer.state_dict()
+    del old["param_groups"][0]["lr_scale"], old["param_groups"][0]["seed"]
+    optimizer.load_state_dict(old)
+    assert optimizer.param_groups[0]["lr_scale"] == 5.0
+    assert optimizer.param_groups[0]["seed"] == 0
+
+
+def test_pickle_from_before_an_option_existed():
+    optimizer = build("row_norm", "fp32", "cpu")
+    run(optimizer, 1, gradients())
+    state = optimizer.__getstate__()
+    for options in (state["defaults"], *state["param_groups"]):
+        del options["ns_eps"]
+    old = copy.copy(optimizer)
+    old.__setstate__(state)
+    run(old, 1, gradients())
+
+
+def test_an_optimizer_takes_its_own_checkpoint_back():
+    """Rounding noise needs a step count, but only where something is rounded."""
+    p = nn.Parameter(torch.randn(4, 3))
+    optimizer = erlangen.RowNorm([p], stochastic_rounding=False)
+    run(optimizer, 1, gradients())
+    optimizer.param_groups[0]["stochastic_rounding"] = True
+    optimizer.load_state_dict(optimizer.state_dict())
+    run(optimizer, 1, gradients())
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_post_load_hook_may_change_state(precision):
     optimizer = build("spectral", precision, "cpu")

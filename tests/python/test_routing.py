@@ -1,13 +1,16 @@
 """Which role, rule and layout each tensor of a model gets."""
 
 import json
+import re
 
+import erlangen
 import pytest
 import torch
 from erlangen import _C
 from erlangen.routing import param_groups
 from erlangen.routing.overrides import ROLES
 from expected_roles import SIZES, TABLES, build, columns, expected, hide_names, rotate_names
+from oracles import Rule, logical_matrices
 from routing_helpers import Holder, as_matrices, found, options_by_tensor
 from torch import nn
 
@@ -20,6 +23,35 @@ from torch import nn
 def test_architecture(family, sizes, tied):
     model = build(family, sizes, tied)
     assert found(model) == expected(family, sizes, tied)
+
+
+RULES = {"embedding": "row_norm", "lm_head": "row_norm, centered", "other": "adamw"}
+RULES |= {"router": "left_spectral, centered"}  # all others: spectral
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("family", TABLES)
+def test_explain_of_an_architecture(family, sizes, tied):
+    model = build(family, sizes, tied)
+    roles = expected(family, sizes, tied)
+    lines = erlangen.Equivariant(model).explain().splitlines()
+    rows = [re.split(r" {2,}", line) for line in lines]
+    assert rows[0] == ["parameter", "shape", "role", "rule", "logical matrices", "lr scale"]
+    shown = {row[0]: row[1:] for row in rows[1:]}
+    assert set(shown) == set(roles)
+    for name, parameter in model.named_parameters():
+        role, layout = roles[name]
+        rule = RULES.get(role, "spectral")
+        matrices, scale = "-", 1.0
+        if rule != "adamw":
+            parts = logical_matrices(layout, tuple(parameter.shape))
+            m, n = parts[0].shape
+            matrices = f"{m}×{n}" if len(parts) == 1 else f"{len(parts)} of {m}×{n}"
+            scale = Rule(rule.split(",")[0], adjust_lr_fn="match_rms_adamw").scale(m, n)
+        scale *= 5.0 if role == "embedding" else 1.0
+        shape = "×".join(map(str, parameter.shape))
+        assert shown[name] == [shape, role, rule, matrices, f"{scale:.4g}"], name
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])

@@ -94,7 +94,7 @@ def _check(key: str, options: Mapping) -> None:
         raise TypeError(f"overrides[{key!r}] must be a dict of options, got {options!r}")
     known = [name for name in _C.option_names() if name not in _NOT_OPTIONS]
     for option in options:
-        if option != "role" and option not in known:
+        if option not in known:
             near = difflib.get_close_matches(str(option), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; options: {', '.join(known)}"
             raise ValueError(f"overrides[{key!r}]: unknown option {option!r}{hint}")
