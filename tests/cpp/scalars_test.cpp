@@ -49,8 +49,8 @@ std::vector<Case> cases() {
 }
 
 // Parameters and their state, stepped as a GPU would.
-struct Run {
-  explicit Run(const Case& c) {
+struct Stepped {
+  explicit Stepped(const Case& c) {
     torch::manual_seed(3);
     group.options = c.options;
     for (const auto& sizes : {std::vector<int64_t>{6, 4}, {6, 4}, {4, 6}}) {
@@ -87,7 +87,7 @@ struct Run {
 TEST(Scalars, OverflowLeavesEveryBit) {
   for (const Case& c : cases()) {
     SCOPED_TRACE(c.name);
-    Run run(c), without(c);
+    Stepped run(c), without(c);
     for (int64_t step = 0; step < 3; ++step) {
       run.step(step, {scalar(1.0), scalar(0.0)});
       without.step(step, {scalar(1.0), scalar(0.0)});
@@ -108,7 +108,7 @@ TEST(Scalars, OverflowLeavesEveryBit) {
 TEST(Scalars, OverflowInTheFirstStepLeavesZeros) {
   for (const Case& c : cases()) {
     SCOPED_TRACE(c.name);
-    Run run(c), without(c);
+    Stepped run(c), without(c);
     const auto start = run.tensors();  // no state yet
     run.step(1, {scalar(1.0), scalar(1.0)}, std::numeric_limits<double>::infinity());
     const auto after = run.tensors();
@@ -123,7 +123,7 @@ TEST(Scalars, OverflowInTheFirstStepLeavesZeros) {
 TEST(Scalars, GradientsAreDividedByTheirScale) {
   for (const Case& c : cases()) {
     SCOPED_TRACE(c.name);
-    Run scaled(c), plain(c);
+    Stepped scaled(c), plain(c);
     for (int64_t step = 0; step < 3; ++step) {
       scaled.step(step, {scalar(1024.0), {}}, 1024.0);  // a power of two: exact
       plain.step(step, {scalar(1.0), {}});
@@ -146,7 +146,7 @@ void expect_close(const std::vector<torch::Tensor>& a, const std::vector<torch::
 TEST(Scalars, RatesInTensorsAreTheRates) {
   for (const Case& c : cases()) {
     SCOPED_TRACE(c.name);
-    Run tensors(c), numbers(c), other(c);
+    Stepped tensors(c), numbers(c), other(c);
     tensors.group.options.lr(1e6).weight_decay(1e6);  // not read
     tensors.group.lr = torch::tensor({0.125}, at::kDouble);
     tensors.group.weight_decay = scalar(0.5);
@@ -167,7 +167,7 @@ TEST(Scalars, RatesInTensorsAreTheRates) {
 
 TEST(Scalars, LrAloneInATensorGoesThroughTorchsFusedKernel) {
   Case c{"adamw", rule("adamw").lr_scale(0.5).weight_decay(0.5)};
-  Run tensors(c), numbers(c);
+  Stepped tensors(c), numbers(c);
   tensors.group.options.lr(1e6);
   tensors.group.lr = scalar(0.25);
   for (int64_t step = 0; step < 3; ++step) {

@@ -25,7 +25,7 @@ def adamw(tensors, **options):
 
 
 def fused_calls(optimizer) -> int:
-    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as recorded:
         optimizer.step()
     return sum(event.name == "aten::_fused_adamw_" for event in recorded.events())
 
