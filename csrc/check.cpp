@@ -115,8 +115,10 @@ void check_options(const EquivariantOptions& options, const std::string& where) 
   check_fraction(where, "betas[1]", std::get<1>(options.betas()));
   check_at_least_0(where, "eps", options.eps());
   check_one_of(where, "state_dtype", options.state_dtype(), {"auto", "bfloat16"});
-  TORCH_CHECK_VALUE(!options.capturable(), where,
-                    ": capturable is True; allowed: False, until the rules run in CUDA graphs");
+  const bool polar = !adamw && options.rule() != "row_norm" && options.rule() != "column_norm";
+  TORCH_CHECK_VALUE(!options.capturable() || !polar || options.ns_method() != "exact", where,
+                    ": capturable is True with ns_method \"exact\", whose decompositions wait for "
+                    "the device; allowed: capturable=False, or another ns_method");
 
   if (options.center()) {
     TORCH_CHECK_VALUE(!adamw && options.rule() != "column_norm", where,
@@ -165,6 +167,21 @@ void check_param(const at::Tensor& param, const EquivariantOptions& options,
   if (options.rule() != "adamw") {
     matrix_views(options.layout(), param.sizes(), c10::contiguous_strides(param.sizes()), where);
   }
+}
+
+void check_capturable(const at::Tensor& param, const std::string& where) {
+  TORCH_CHECK_VALUE(param.is_cuda(), where, " is on ", param.device(),
+                    " with capturable=True; allowed: CUDA parameters, or capturable=False");
+}
+
+void check_scalar(const at::Tensor& scalar, const char* name,
+                  c10::function_ref<std::string()> where) {
+  if (!scalar.defined()) return;
+  TORCH_CHECK_VALUE(scalar.numel() == 1 && scalar.layout() == at::kStrided &&
+                        at::isFloatingType(scalar.scalar_type()),
+                    where(), ": ", name, " is a tensor of shape ", scalar.sizes(), " and dtype ",
+                    scalar.scalar_type(),
+                    "; allowed: a number or a tensor that holds one real number");
 }
 
 void check_grad(const at::Tensor& grad, const at::Tensor& param,

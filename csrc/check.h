@@ -39,6 +39,13 @@ void check_alpha(double alpha, const std::string& where);
 void check_param(const at::Tensor& param, const EquivariantOptions& options,
                  const std::string& where);
 
+// Raises c10::ValueError for a parameter whose step no CUDA graph can capture.
+void check_capturable(const at::Tensor& param, const std::string& where);
+
+// Raises c10::ValueError for a defined tensor that does not hold one real number. Reads none.
+void check_scalar(const at::Tensor& scalar, const char* name,
+                  c10::function_ref<std::string()> where);
+
 // Raises c10::TypeError or c10::ValueError for a gradient that does not fit its parameter. Called
 // at every step, so it asks `where` for its text only when there is something to say.
 void check_grad(const at::Tensor& grad, const at::Tensor& param,

@@ -111,6 +111,7 @@ torch::Tensor Equivariant::step(LossClosure closure) {
     StepGroup& step_group = groups.emplace_back();
     step_group.options = options_of(group.options());
     step_group.params = group.params();
+    if (groups.size() <= lr_tensors_.size()) step_group.lr = lr_tensors_[groups.size() - 1];
     for (const torch::Tensor& param : group.params()) {
       void* key = param.unsafeGetTensorImpl();
       const auto found = state_.find(key);
@@ -129,13 +130,30 @@ torch::Tensor Equivariant::step(LossClosure closure) {
     }
   };
   try {
-    erlangen::step(*plan_, groups);
+    erlangen::step(*plan_, groups, {grad_scale_, found_inf_});
   } catch (...) {  // out of memory halfway: what has moved keeps its state
     keep_fresh();
     throw;
   }
   keep_fresh();
   return loss;
+}
+
+void Equivariant::set_grad_scale(torch::Tensor grad_scale, torch::Tensor found_inf) {
+  const auto here = [] { return std::string("set_grad_scale"); };
+  check_scalar(grad_scale, "grad_scale", here);
+  check_scalar(found_inf, "found_inf", here);
+  grad_scale_ = std::move(grad_scale);
+  found_inf_ = std::move(found_inf);
+}
+
+void Equivariant::set_lr_tensor(size_t group, torch::Tensor lr) {
+  TORCH_CHECK_VALUE(group < param_groups_.size(), "set_lr_tensor: group is ", group,
+                    "; allowed: less than ", param_groups_.size());
+  check_scalar(lr, "lr",
+               [&] { return describe_group(group, options_of(param_groups_[group].options())); });
+  if (lr_tensors_.size() <= group) lr_tensors_.resize(group + 1);
+  lr_tensors_[group] = std::move(lr);
 }
 
 void Equivariant::save(OutputArchive& archive) const {

@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include "check.h"
+#include "device.h"
 
 #include <c10/util/Exception.h>
 #include <c10/util/FunctionRef.h>
@@ -24,6 +25,14 @@ bool same_shapes(const std::vector<MatrixView>& a, const std::vector<MatrixView>
 
 }  // namespace
 
+const StepScalars& StepGroup::scalars(at::Device device) const {
+  static const StepScalars kNone;
+  for (const auto& [where, found] : placed) {
+    if (where == device) return found;
+  }
+  return kNone;
+}
+
 void Plan::update(const std::vector<StepGroup>& groups) {
   std::vector<EquivariantOptions> options;
   std::vector<GroupSource> sources;
@@ -33,10 +42,14 @@ void Plan::update(const std::vector<StepGroup>& groups) {
     if (g >= checked_.size() || !(checked_[g] == group.options)) {
       check_options(group.options, describe_group(g, group.options));
     }
+    const auto here = [&] { return describe_group(g, group.options); };
+    check_scalar(group.lr, "lr", here);
+    check_scalar(group.weight_decay, "weight_decay", here);
     GroupSource& source =
         sources.emplace_back(GroupSource{RuleOptions::from(group.options),
                                          group.options.momentum_order() == "polar_first",
                                          group.options.layout(),
+                                         group.options.capturable(),
                                          {}});
     for (size_t p = 0; p < group.params.size(); ++p) {
       const at::Tensor& param = group.params[p];
@@ -57,6 +70,7 @@ void Plan::update(const std::vector<StepGroup>& groups) {
 void Plan::make(const std::vector<StepGroup>& groups, const std::vector<GroupSource>& sources) {
   std::vector<Bucket> buckets;
   std::vector<ParamIndex> adamw;
+  std::vector<at::Device> devices;
   int64_t position = 0;
   for (size_t g = 0; g < groups.size(); ++g) {
     const GroupSource& source = sources[g];
@@ -64,6 +78,11 @@ void Plan::make(const std::vector<StepGroup>& groups, const std::vector<GroupSou
       const at::Tensor& param = groups[g].params[p];
       const std::string where = describe_param(g, p, groups[g].options);
       check_param(param, groups[g].options, where);
+      if (source.capturable) check_capturable(param, where);
+      if (std::find(devices.begin(), devices.end(), param.device()) == devices.end()) {
+        check_device(param.device(), where);
+        devices.push_back(param.device());
+      }
       if (!source.params[p].has_grad) continue;
       const ParamIndex index{g, p, position};
       if (source.rule.rule == "adamw") {
@@ -89,6 +108,7 @@ void Plan::make(const std::vector<StepGroup>& groups, const std::vector<GroupSou
   }
   buckets_ = std::move(buckets);
   adamw_ = std::move(adamw);
+  devices_ = std::move(devices);
 }
 
 }  // namespace erlangen

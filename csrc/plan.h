@@ -6,10 +6,12 @@
 #include <erlangen/optimizer.h>
 #include <erlangen/options.h>
 
+#include <utility>
 #include <vector>
 
 #include "layout.h"
 #include "rules.h"
+#include "scalars.h"
 
 namespace erlangen {
 
@@ -18,6 +20,14 @@ struct StepGroup {
   EquivariantOptions options;
   std::vector<at::Tensor> params;
   std::vector<EquivariantParamState*> states;
+  // Where defined, read on the device in place of the option: one element each, on any device.
+  at::Tensor lr = {};
+  at::Tensor weight_decay = {};
+  // The step's own: see place_scalars.
+  std::vector<std::pair<at::Device, StepScalars>> placed = {};
+
+  // The scalars on a device that parameters of this group are on.
+  const StepScalars& scalars(at::Device device) const;
 };
 
 // A parameter: which group, which of its parameters, and its position among all parameters.
@@ -54,6 +64,8 @@ class Plan {
 
   const std::vector<Bucket>& buckets() const { return buckets_; }
   const std::vector<ParamIndex>& adamw() const { return adamw_; }
+  // The devices of all parameters.
+  const std::vector<at::Device>& devices() const { return devices_; }
 
  private:
   // What the plan was made from. Learning rates and the like are not part of it: schedulers change
@@ -69,6 +81,7 @@ class Plan {
     RuleOptions rule;
     bool polar_first;
     Layout layout;
+    bool capturable;
     std::vector<ParamSource> params;
     bool operator==(const GroupSource&) const = default;
   };
@@ -79,6 +92,7 @@ class Plan {
   std::vector<GroupSource> sources_;
   std::vector<Bucket> buckets_;
   std::vector<ParamIndex> adamw_;
+  std::vector<at::Device> devices_;
 };
 
 }  // namespace erlangen

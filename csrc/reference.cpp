@@ -4,7 +4,10 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/frexp.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/pow.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
@@ -49,9 +52,10 @@ namespace {
 std::array<at::Tensor, 4> philox(const at::Tensor& counter, const ApplyArgs& key_args) {
   constexpr int64_t kMask = 0xFFFFFFFF;
   const at::Tensor zeros = at::zeros_like(counter);
-  std::array<at::Tensor, 4> c = {counter.bitwise_and(kMask), counter.bitwise_right_shift(32),
-                                 zeros.add(key_args.step & kMask),
-                                 zeros.add(key_args.tensor & kMask)};
+  std::array<at::Tensor, 4> c = {
+      counter.bitwise_and(kMask), counter.bitwise_right_shift(32),
+      key_args.step.defined() ? zeros.add(key_args.step.to(at::kLong).bitwise_and(kMask)) : zeros,
+      zeros.add(key_args.tensor & kMask)};
   uint64_t key0 = static_cast<uint64_t>(key_args.seed) & kMask;
   uint64_t key1 = static_cast<uint64_t>(key_args.seed) >> 32;
   // The product of two uint32 needs 64 unsigned bits; int64 wraps to the same bits, and the mask
@@ -88,6 +92,20 @@ at::Tensor stochastic_round(const at::Tensor& x, const ApplyArgs& key) {
   return at::where(x.isfinite(), rounded, x).to(at::kBFloat16);
 }
 
+namespace {
+
+// lr·weight_decay and lr·lr_scale as float64 tensors beside p: as exact as the numbers' products.
+std::pair<at::Tensor, at::Tensor> factors(const ApplyArgs& args, const at::Tensor& p) {
+  const auto options = p.options().dtype(at::kDouble);
+  const auto wide = [&](const at::Tensor& scalar, double value) {
+    return scalar.defined() ? scalar.to(at::kDouble) : at::full({}, value, options);
+  };
+  const at::Tensor lr = wide(args.lr_tensor, args.lr);
+  return {lr * wide(args.weight_decay_tensor, args.weight_decay), lr * args.lr_scale};
+}
+
+}  // namespace
+
 void apply_update(const at::Tensor& param, const at::Tensor& update, const at::Tensor& rows,
                   const ApplyArgs& args) {
   const at::Tensor p = param.to(compute_dtype(param));  // param itself where the types agree
@@ -98,8 +116,13 @@ void apply_update(const at::Tensor& param, const at::Tensor& update, const at::T
     decayed = p * (p.sign() * update.sign()).gt(0.0);
   }
   // Both parts leave p in one difference: 1 − lr·weight_decay is too close to 1 for float32.
-  const at::Tensor change =
-      (update * (args.lr * args.lr_scale)).add_(decayed, args.lr * args.weight_decay);
+  at::Tensor change;
+  if (args.lr_tensor.defined() || args.weight_decay_tensor.defined()) {
+    const auto [decay, length] = factors(args, p);
+    change = (update * length.to(p.scalar_type())).add_(decayed * decay.to(p.scalar_type()));
+  } else {
+    change = (update * (args.lr * args.lr_scale)).add_(decayed * (args.lr * args.weight_decay));
+  }
   if (in_place) {
     p.sub_(change);
     return;
@@ -112,17 +135,29 @@ void apply_update(const at::Tensor& param, const at::Tensor& update, const at::T
   param.copy_(next);
 }
 
+namespace {
+
+// 1 − β^step in x's type. The CPU's number is read; elsewhere that would wait for the device.
+at::Tensor bias_correction(double beta, const at::Tensor& step, const at::Tensor& x) {
+  const at::Tensor power =
+      step.is_cpu() ? at::scalar_tensor(std::pow(beta, static_cast<double>(step.item<float>())),
+                                        at::TensorOptions(at::kDouble))
+                    : at::pow(beta, step.to(at::kDouble));
+  return (1.0 - power).to(x.scalar_type());
+}
+
+}  // namespace
+
 at::Tensor adam_direction(const at::Tensor& grad, const at::Tensor& exp_avg,
                           const at::Tensor& exp_avg_sq, double beta1, double beta2, double eps,
-                          int64_t step) {
+                          const at::Tensor& step) {
   const auto dtype = grad.scalar_type();
   const at::Tensor m = exp_avg.to(dtype).lerp(grad, 1.0 - beta1);
   const at::Tensor v = (exp_avg_sq.to(dtype) * beta2).addcmul_(grad, grad, 1.0 - beta2);
   exp_avg.copy_(m);
   exp_avg_sq.copy_(v);
-  const double correction1 = 1.0 - std::pow(beta1, static_cast<double>(step));
-  const double correction2 = 1.0 - std::pow(beta2, static_cast<double>(step));
-  return m.div(correction1).div_(v.div(correction2).sqrt_().add_(eps));
+  const at::Tensor root = v.div(bias_correction(beta2, step, v)).sqrt_();
+  return m.div(bias_correction(beta1, step, m)).div_(root.add_(eps));
 }
 
 }  // namespace reference

@@ -27,16 +27,19 @@ at::Tensor center(const at::Tensor& x);
 // Rows (dimension -1) divided by their length; zero rows stay zero.
 at::Tensor row_norm(const at::Tensor& x);
 
-// How one parameter takes its update.
+// How one parameter takes its update. The tensors are 0-dim and on the parameter's device, and are
+// not read on the host unless that is the CPU.
 struct ApplyArgs {
   double lr;
   double lr_scale;
   double weight_decay;
-  bool cautious = false;             // decay only where parameter · update > 0
-  bool stochastic_rounding = false;  // for bfloat16 parameters
+  at::Tensor lr_tensor = {};            // defined: in place of lr
+  at::Tensor weight_decay_tensor = {};  // defined: in place of weight_decay
+  bool cautious = false;                // decay only where parameter · update > 0
+  bool stochastic_rounding = false;     // for bfloat16 parameters
   int64_t seed = 0;
-  int64_t step = 0;    // keys of the rounding noise: this step,
-  int64_t tensor = 0;  // and the parameter's position among all
+  at::Tensor step = {};  // keys of the rounding noise: this step (undefined: 0),
+  int64_t tensor = 0;    // and the parameter's position among all
 };
 
 // p ← (1 − lr·weight_decay)·p − lr·lr_scale·update, rounded once. `update` has p's shape; `rows`
@@ -49,10 +52,10 @@ void apply_update(const at::Tensor& param, const at::Tensor& update, const at::T
 at::Tensor stochastic_round(const at::Tensor& x, const ApplyArgs& key);
 
 // The direction of Adam (Kingma & Ba; bias-corrected as in torch.optim.AdamW): updates exp_avg and
-// exp_avg_sq, returns m̂ / (√v̂ + eps). `step` counts from 1.
+// exp_avg_sq, returns m̂ / (√v̂ + eps). `step` counts from 1; it is 0-dim, on the gradient's device.
 at::Tensor adam_direction(const at::Tensor& grad, const at::Tensor& exp_avg,
                           const at::Tensor& exp_avg_sq, double beta1, double beta2, double eps,
-                          int64_t step);
+                          const at::Tensor& step);
 
 }  // namespace reference
 }  // namespace erlangen

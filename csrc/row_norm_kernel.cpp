@@ -66,6 +66,7 @@ std::optional<Job> job_of(const Bucket& bucket, const MatrixParam& member, const
   const at::Tensor& grad = param.grad();
   const at::Tensor& momentum = group.states[member.index.param]->momentum_buffer();
   const int64_t cols = member.views[0].n();
+  if (group.scalars(bucket.device).any()) return {};  // the kernel takes numbers
   if (o.decay() == "cautious" || grad.scalar_type() != param.scalar_type() ||
       (o.stochastic_rounding() && param.scalar_type() == at::kBFloat16) ||
       (o.support() == "gradient" && cols != param.size(-1))) {

@@ -1,29 +1,27 @@
 #include "step.h"
 
+#include "adamw.h"
+#include "check.h"
+#include "device.h"
 #include "reference.h"
 #include "row_norm_kernel.h"
+#include "step_parts.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
 
 namespace erlangen {
 
 namespace {
-
-const at::Tensor& param_of(const std::vector<StepGroup>& groups, const ParamIndex& index) {
-  return groups[index.group].params[index.param];
-}
-
-EquivariantParamState& state_of(const std::vector<StepGroup>& groups, const ParamIndex& index) {
-  return *groups[index.group].states[index.param];
-}
 
 at::ScalarType state_dtype(const EquivariantOptions& options, const at::Tensor& param) {
   return options.state_dtype() == "bfloat16" ? at::kBFloat16 : compute_dtype(param);
@@ -31,36 +29,6 @@ at::ScalarType state_dtype(const EquivariantOptions& options, const at::Tensor& 
 
 at::Tensor zero_state(const EquivariantOptions& options, const at::Tensor& param) {
   return at::zeros_like(param, param.options().dtype(state_dtype(options, param)));
-}
-
-// Counts this step and returns its number, from 1. On the CPU, so that reading it waits for
-// nothing.
-int64_t next_step(EquivariantParamState& state) {
-  if (!state.step().defined()) state.step(at::zeros({}, at::kFloat));
-  state.step().add_(1);
-  return static_cast<int64_t>(state.step().item<float>());
-}
-
-// The gradient in compute precision, turned round where the group ascends.
-at::Tensor gradient(const EquivariantOptions& options, const at::Tensor& param) {
-  const at::Tensor grad = param.grad().to(compute_dtype(param));
-  return options.maximize() ? grad.neg() : grad;
-}
-
-void apply(const EquivariantOptions& options, const ParamIndex& index, const at::Tensor& param,
-           EquivariantParamState& state, const at::Tensor& update, int64_t step) {
-  at::Tensor rows;
-  if (options.support() == "gradient") rows = param.grad().ne(0).any(-1, /*keepdim=*/true);
-  if (options.stochastic_rounding() && step == 0) step = next_step(state);
-  reference::apply_update(param, update, rows,
-                          {.lr = options.lr(),
-                           .lr_scale = options.lr_scale(),
-                           .weight_decay = options.weight_decay(),
-                           .cautious = options.decay() == "cautious",
-                           .stochastic_rounding = options.stochastic_rounding(),
-                           .seed = options.seed(),
-                           .step = step,
-                           .tensor = index.position});
 }
 
 bool takes_nesterov(const EquivariantOptions& options) {
@@ -123,13 +91,17 @@ std::vector<at::Tensor> directions(const Bucket& bucket, const std::vector<at::T
 }
 
 void step_bucket(const Bucket& bucket, const std::vector<StepGroup>& groups) {
+  const auto scalars = [&](const MatrixParam& member) -> const StepScalars& {
+    return scalars_of(groups, member.index);
+  };
+  Rollback rollback(scalars(bucket.members.front()));
   std::vector<at::Tensor> inputs;
   for (const MatrixParam& member : bucket.members) {
-    const EquivariantOptions& options = groups[member.index.group].options;
-    const at::Tensor& param = param_of(groups, member.index);
     EquivariantParamState& state = state_of(groups, member.index);
-    at::Tensor x = gradient(options, param);
-    if (!bucket.polar_first) x = average(options, x, state);
+    rollback.keep(param_of(groups, member.index));
+    rollback.keep(state.momentum_buffer());
+    at::Tensor x = gradient(groups, member.index);
+    if (!bucket.polar_first) x = average(options_of(groups, member.index), x, state);
     inputs.push_back(x.contiguous());
   }
   std::vector<at::Tensor> factors;
@@ -137,71 +109,94 @@ void step_bucket(const Bucket& bucket, const std::vector<StepGroup>& groups) {
       directions(bucket, inputs, bucket.polar_first ? &factors : nullptr);
   for (size_t i = 0; i < bucket.members.size(); ++i) {
     const ParamIndex& index = bucket.members[i].index;
-    const EquivariantOptions& options = groups[index.group].options;
+    const EquivariantOptions& options = options_of(groups, index);
     EquivariantParamState& state = state_of(groups, index);
     if (bucket.polar_first) updates[i] = average(options, updates[i], state) * factors[i];
-    apply(options, index, param_of(groups, index), state, updates[i], 0);
+    if (options.stochastic_rounding()) count_step({state.step()}, scalars(bucket.members[i]));
+    apply(groups, index, updates[i]);
   }
+  rollback.settle();
 }
 
-// Whether torch's fused kernel, which walks memory and not indices, pairs up their elements.
-bool same_memory_order(const at::Tensor& a, const at::Tensor& b) {
-  return a.scalar_type() == b.scalar_type() && a.strides() == b.strides() &&
-         a.is_non_overlapping_and_dense();
+// Whether the parameter's step continues from a step count.
+bool counts_steps(const EquivariantOptions& options) {
+  return options.rule() == "adamw" || options.stochastic_rounding();
 }
 
-// torch's own fused kernel where it does what is asked, else the reference.
-void step_adamw(const ParamIndex& index, const std::vector<StepGroup>& groups) {
-  const EquivariantOptions& options = groups[index.group].options;
-  const at::Tensor& param = param_of(groups, index);
-  EquivariantParamState& state = state_of(groups, index);
-  const auto [beta1, beta2] = options.betas();
-  const int64_t step = next_step(state);
-  const bool fused =
-      options.decay() == "decoupled" && options.support() == "all" && options.lr_scale() == 1.0 &&
-      !options.stochastic_rounding() && same_memory_order(param, param.grad()) &&
-      same_memory_order(param, state.exp_avg()) && same_memory_order(param, state.exp_avg_sq());
-  if (fused) {
-    at::_fused_adamw_({param}, {param.grad()}, {state.exp_avg()}, {state.exp_avg_sq()}, {},
-                      {state.step().to(param.device())}, options.lr(), beta1, beta2,
-                      options.weight_decay(), options.eps(), /*amsgrad=*/false, options.maximize());
-    return;
+// Calls visitor(index) for every parameter that takes this step.
+template <typename Visitor>
+void each_param(const Plan& plan, Visitor&& visitor) {
+  for (const Bucket& bucket : plan.buckets()) {
+    for (const MatrixParam& member : bucket.members) visitor(member.index);
   }
-  const at::Tensor update =
-      reference::adam_direction(gradient(options, param), state.exp_avg(), state.exp_avg_sq(),
-                                beta1, beta2, options.eps(), step);
-  apply(options, index, param, state, update, step);
+  for (const ParamIndex& index : plan.adamw()) visitor(index);
 }
 
 void create_state(const Plan& plan, const std::vector<StepGroup>& groups) {
-  for (const Bucket& bucket : plan.buckets()) {
-    for (const MatrixParam& member : bucket.members) {
-      EquivariantParamState& state = state_of(groups, member.index);
-      if (state.momentum_buffer().defined()) continue;
-      state.momentum_buffer(
-          zero_state(groups[member.index.group].options, param_of(groups, member.index)));
-    }
-  }
-  for (const ParamIndex& index : plan.adamw()) {
+  each_param(plan, [&](const ParamIndex& index) {
+    const EquivariantOptions& options = options_of(groups, index);
+    const at::Tensor& param = param_of(groups, index);
     EquivariantParamState& state = state_of(groups, index);
-    const EquivariantOptions& options = groups[index.group].options;
-    if (!state.exp_avg().defined()) state.exp_avg(zero_state(options, param_of(groups, index)));
-    if (!state.exp_avg_sq().defined()) {
-      state.exp_avg_sq(zero_state(options, param_of(groups, index)));
+    if (options.rule() == "adamw") {
+      if (!state.exp_avg().defined()) state.exp_avg(zero_state(options, param));
+      if (!state.exp_avg_sq().defined()) state.exp_avg_sq(zero_state(options, param));
+    } else if (!state.momentum_buffer().defined()) {
+      state.momentum_buffer(zero_state(options, param));
     }
-  }
+    if (counts_steps(options)) place_step(state, param);
+  });
+}
+
+// A graph holds addresses and repeats every operation: state that came into being inside of it
+// would begin anew at each replay.
+void check_capture(const Plan& plan, const std::vector<StepGroup>& groups) {
+  each_param(plan, [&](const ParamIndex& index) {
+    const EquivariantOptions& options = options_of(groups, index);
+    const EquivariantParamState& state = state_of(groups, index);
+    const auto where = [&] { return describe_param(index.group, index.param, options); };
+    TORCH_CHECK_VALUE(options.capturable(), where(),
+                      ": the step is being captured in a CUDA graph with capturable=False; "
+                      "allowed: capturable=True");
+    const bool has_state = options.rule() == "adamw"
+                               ? state.exp_avg().defined() && state.exp_avg_sq().defined()
+                               : state.momentum_buffer().defined();
+    const bool has_step =
+        !counts_steps(options) ||
+        (state.step().defined() && is_placed(state.step(), param_of(groups, index)));
+    TORCH_CHECK_VALUE(has_state && has_step, where(),
+                      ": the step is being captured in a CUDA graph and has no state yet, which "
+                      "its first step creates; take one step before the capture");
+  });
 }
 
 }  // namespace
 
-void step(Plan& plan, const std::vector<StepGroup>& groups) {
+void step(Plan& plan, std::vector<StepGroup>& groups, StepInputs inputs) {
   const at::NoGradGuard no_grad;
+  const auto here = [] { return std::string("step"); };
+  check_scalar(inputs.grad_scale, "grad_scale", here);
+  check_scalar(inputs.found_inf, "found_inf", here);
   plan.update(groups);
+  const auto& devices = plan.devices();
+  if (inputs.capturing || std::any_of(devices.begin(), devices.end(), is_capturing)) {
+    check_capture(plan, groups);
+  }
+  if (inputs.found_inf.defined() && inputs.found_inf.is_cpu()) {  // read without waiting
+    if (inputs.found_inf.item().toDouble() != 0.0) return;
+    inputs.found_inf.reset();
+  }
+  take_step(plan, groups, inputs);
+}
+
+void take_step(const Plan& plan, std::vector<StepGroup>& groups, const StepInputs& inputs) {
+  const at::NoGradGuard no_grad;
+  place_scalars(groups, inputs);
   create_state(plan, groups);
   for (const Bucket& bucket : plan.buckets()) {
+    const c10::DeviceGuard guard(bucket.device);
     if (!row_norm_kernel_step(bucket, groups)) step_bucket(bucket, groups);
   }
-  for (const ParamIndex& index : plan.adamw()) step_adamw(index, groups);
+  step_adamw(plan.adamw(), groups);
 }
 
 }  // namespace erlangen

@@ -100,6 +100,7 @@ py::dict to_dict(const EquivariantOptions& options, bool only_set) {
 struct Group {
   EquivariantOptions options;
   std::vector<at::Tensor> params;
+  at::Tensor lr, weight_decay;  // where they were tensors on a GPU and left there
 };
 
 at::Tensor to_tensor(py::handle value, const std::string& where) {
@@ -108,13 +109,24 @@ at::Tensor to_tensor(py::handle value, const std::string& where) {
   return THPVariable_Unpack(value.ptr());
 }
 
-Group to_group(const py::dict& dict, size_t index) {
+// Numbers that a step can read on the device.
+at::Tensor* scalar_of(Group& group, const std::string& name) {
+  return name == "lr" ? &group.lr : name == "weight_decay" ? &group.weight_decay : nullptr;
+}
+
+// With `leave_scalars` nothing is read from a GPU, so that nothing waits for it.
+Group to_group(const py::dict& dict, size_t index, bool leave_scalars = false) {
   static const std::vector<std::string> names = EquivariantOptions::names();
   const std::string where = "param_groups[" + std::to_string(index) + "]";
   Group group;
   for (const std::string& name : names) {
     PyObject* value = PyDict_GetItemString(dict.ptr(), name.c_str());
     if (!value) continue;
+    at::Tensor* scalar = leave_scalars ? scalar_of(group, name) : nullptr;
+    if (scalar && THPVariable_Check(value) && !THPVariable_Unpack(value).is_cpu()) {
+      *scalar = THPVariable_Unpack(value);
+      continue;
+    }
     group.options.set(name, to_ivalue(where + ": " + name, value), where + ": ");
   }
   for (py::handle param : dict["params"]) {
@@ -164,7 +176,9 @@ class States {
       each(*state, [&](const char* name, at::Tensor& tensor) {
         if (!tensor.defined()) return;
         py::object dict = state_[param];
-        if (!dict.contains(name)) dict[name] = py::cast(tensor);
+        const bool kept =
+            dict.contains(name) && THPVariable_Unpack(py::object(dict[name]).ptr()).is_same(tensor);
+        if (!kept) dict[name] = py::cast(tensor);
       });
     }
   }
@@ -182,11 +196,13 @@ class States {
   std::vector<std::pair<py::object, std::unique_ptr<EquivariantParamState>>> states_;
 };
 
-void step(erlangen::Plan& plan, const py::list& param_groups, const py::object& state) {
+void step(erlangen::Plan& plan, const py::list& param_groups, const py::object& state,
+          const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf,
+          bool capturing) {
   std::vector<erlangen::StepGroup> groups;
   States states(state);
   for (py::handle dict : param_groups) {
-    Group group = to_group(py::reinterpret_borrow<py::dict>(dict), groups.size());
+    Group group = to_group(py::reinterpret_borrow<py::dict>(dict), groups.size(), true);
     auto& step_group = groups.emplace_back();
     const auto where = [&] {
       return erlangen::describe_param(groups.size() - 1, step_group.states.size(), group.options);
@@ -194,10 +210,14 @@ void step(erlangen::Plan& plan, const py::list& param_groups, const py::object& 
     for (py::handle param : dict["params"]) step_group.states.push_back(states.read(param, where));
     step_group.options = std::move(group.options);
     step_group.params = std::move(group.params);
+    step_group.lr = std::move(group.lr);
+    step_group.weight_decay = std::move(group.weight_decay);
   }
   try {
     const py::gil_scoped_release no_gil;
-    erlangen::step(plan, groups);
+    erlangen::step(
+        plan, groups,
+        {grad_scale.value_or(at::Tensor()), found_inf.value_or(at::Tensor()), capturing});
   } catch (...) {  // out of memory halfway: what has moved keeps its state
     states.write_back();
     throw;
@@ -256,7 +276,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   });
   m.doc() = "Bindings of liberlangen. The public interface is the package erlangen.";
   py::class_<erlangen::Plan>(m, "Plan").def(py::init<>());
-  m.def("step", &step, "One step over param_groups; creates missing state in `state`.");
+  m.def("step", &step, "One step over param_groups; creates missing state in `state`.",
+        py::arg("plan"), py::arg("param_groups"), py::arg("state"), py::kw_only(),
+        py::arg("grad_scale") = std::nullopt, py::arg("found_inf") = std::nullopt,
+        py::arg("capturing") = false);
   m.def("check_group", &check_group, "Raises for a group that no step can take.");
   m.def("check_states", &check_states, "Raises for loaded state that does not fit its parameters.");
   m.def("check_no_duplicates", &erlangen::check_no_duplicates);

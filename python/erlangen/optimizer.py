@@ -49,14 +49,15 @@ class Equivariant(Optimizer):
     """Gives every parameter group the update rule that its block's symmetry asks for.
 
     Formulas: arXiv 2605.18106. A group's own value beats the one given here. State: a matrix rule
-    keeps ``momentum_buffer``, adamw ``exp_avg``, ``exp_avg_sq`` and ``step``; each has the
-    parameter's shape and comes into being at the parameter's first step.
+    keeps ``momentum_buffer``, adamw ``exp_avg``, ``exp_avg_sq`` and ``step``; each is on the
+    parameter's device, has its shape (``step``: none) and comes into being at its first step.
 
     Args:
         params: a model (its groups are made by :func:`erlangen.param_groups`), or dicts with
             ``params``, ``rule`` and further options. Bare parameters have no rule: give them to a
             preset such as :class:`erlangen.Muon`.
-        lr: learning rate, a number or a tensor with one element.
+        lr: learning rate, a number or a tensor with one element. A step leaves one that is on a GPU
+            to be read there; so with weight_decay.
         weight_decay: decoupled; p ← (1 − lr·weight_decay)·p from the parameter before the step.
         options: any other option, as the default of all groups. ``lr_scale`` (1.0), ``decay``
             ("decoupled", "cautious"), ``rule`` ("spectral", "right_spectral", "left_spectral",
@@ -69,8 +70,14 @@ class Equivariant(Optimizer):
             triple, or a list of them), ``ns_steps`` (None), ``ns_method`` ("auto", "standard",
             "gram", "exact"), ``ns_dtype`` ("auto", "float32", "bfloat16", "float16"), ``betas``
             ((0.9, 0.95)) and ``eps`` (1e-8) of adamw, ``state_dtype`` ("auto", "bfloat16"),
-            ``stochastic_rounding`` (False), ``seed`` (0), ``maximize`` (False). The header
-            erlangen/options.h says what each does.
+            ``stochastic_rounding`` (False), ``seed`` (0), ``maximize`` (False), ``capturable``
+            (False). The header erlangen/options.h says what each does.
+
+    With ``capturable=True`` step() can be captured in a CUDA graph. Take the first step, which
+    creates the state, before the capture. Replays see new values of ``lr`` and ``weight_decay``
+    where these are tensors on the GPU; schedulers change them in place. GradScaler then leaves
+    overflows to step(), which changes nothing on the device where ``found_inf`` says so, its count
+    included; gradients of matrix rules stay scaled, adamw's are left unscaled as by torch's own.
 
     LR schedulers that cycle momentum (OneCycleLR, CyclicLR) cycle ``betas[0]``; give them
     ``cycle_momentum=False`` where there are no adamw groups.
@@ -114,8 +121,25 @@ class Equivariant(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        _C.step(self._plan, self.param_groups, self.state)
+        _C.step(
+            self._plan,
+            self.param_groups,
+            self.state,
+            grad_scale=getattr(self, "grad_scale", None),  # both set by GradScaler
+            found_inf=getattr(self, "found_inf", None),
+            capturing=torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing(),
+        )
         return loss
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether GradScaler leaves unscaling and overflows to step().
+
+        It must where the step is captured: its own way reads on the host whether to step. Elsewhere
+        its own way is what others build on: Lightning clips gradients only where it unscales them
+        itself, and Accelerate learns from a step left out that the scheduler must wait too.
+        """
+        return any(group.get("capturable") for group in self.param_groups)
 
     def add_param_group(self, param_group: dict) -> None:
         """Adds a group: a dict with ``params``, and options that beat the optimizer's."""
@@ -202,8 +226,11 @@ class Equivariant(Optimizer):
         params = [p for group in self.param_groups for p in group["params"]]
         for index, param in zip(saved, params, strict=True):
             for name, value in state_dict["state"].get(index, {}).items():
-                if name == "step" and isinstance(value, (int, float)):  # older torch's AdamW
-                    self.state[param][name] = torch.tensor(float(value))
+                # A number from older torch; on the CPU from an AdamW that is neither fused nor
+                # capturable.
+                if name == "step" and isinstance(value, (int, float, torch.Tensor)):
+                    step = torch.as_tensor(value, dtype=torch.float32, device=param.device)
+                    self.state[param][name] = step.clone().reshape(() if step.numel() == 1 else -1)
                 elif (
                     isinstance(value, torch.Tensor) and value.dtype != self.state[param][name].dtype
                 ):

@@ -22,7 +22,7 @@ struct EquivariantParamState
   // adamw: the two moments, the parameter's shape.
   TORCH_ARG(torch::Tensor, exp_avg);
   TORCH_ARG(torch::Tensor, exp_avg_sq);
-  // adamw and stochastic rounding: steps taken, a 0-dim float32 tensor.
+  // adamw and stochastic rounding: steps taken, a 0-dim float32 tensor on the parameter's device.
   TORCH_ARG(torch::Tensor, step);
 
  public:
@@ -45,6 +45,13 @@ class Equivariant : public torch::optim::Optimizer {
 
   // Parameters whose gradient is undefined are left alone. Returns the closure's loss, if any.
   torch::Tensor step(LossClosure closure = nullptr) override;
+  // For gradients of a scaled loss (mixed precision). Every later step divides its gradients by
+  // grad_scale, and where found_inf is not 0 it changes nothing, its count included. One element
+  // each, on any device; on CUDA nothing waits to read them. Undefined: neither.
+  void set_grad_scale(torch::Tensor grad_scale, torch::Tensor found_inf);
+  // For CUDA graphs: the group's steps read their learning rate from this tensor of one element, on
+  // its device, and not from the options. Undefined: from the options again.
+  void set_lr_tensor(size_t group, torch::Tensor lr);
   // Hides the base class's, which would leave the group's options unchecked and incomplete.
   void add_param_group(const torch::optim::OptimizerParamGroup& param_group);
   void save(torch::serialize::OutputArchive& archive) const override;
@@ -55,6 +62,8 @@ class Equivariant : public torch::optim::Optimizer {
 
  private:
   std::unique_ptr<Plan> plan_;  // derived from the groups, so it is not saved
+  torch::Tensor grad_scale_, found_inf_;
+  std::vector<torch::Tensor> lr_tensors_;  // by group; shorter than the groups where none is set
 };
 
 // The options that a preset class chooses; its name is one of those below. Raises c10::ValueError

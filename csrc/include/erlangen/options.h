@@ -141,7 +141,9 @@ struct EquivariantOptions : public torch::optim::OptimizerCloneableOptions<Equiv
   ERLANGEN_OPTION(int64_t, seed, 0);
   // Ascends instead of descending.
   ERLANGEN_OPTION(bool, maximize, false);
-  // For CUDA graphs, as in torch.
+  // Steps can be captured in a CUDA graph, as in torch: parameters are on CUDA, the first step,
+  // which creates the state, is taken before the capture, and what a replay is to see changed is a
+  // tensor on the device (Equivariant::set_lr_tensor; in Python lr and weight_decay themselves).
   ERLANGEN_OPTION(bool, capturable, false);
   // What the parameters are, and their names; the optimizer does not look at them, explain() does.
   ERLANGEN_OPTION(std::string, role, "");

@@ -1,0 +1,24 @@
+// What the CUDA devices can do, and what this build has for them.
+#pragma once
+
+#include <c10/core/Device.h>
+
+#include <string>
+
+namespace erlangen {
+
+// Whether a build for these architectures, in CMake's notation ("80-real,90a-real,120"), has code
+// that a device of this compute capability runs: its own, that of a smaller minor version of the
+// same major one, or PTX to compile from. The letter a ties code to one capability, f to one major
+// version.
+bool has_code_for(const std::string& architectures, int major, int minor);
+
+// Raises c10::ValueError for a CUDA device under compute capability 8.0, or one that the kernels
+// were not built for. A build without CUDA kernels runs wherever torch does.
+void check_device(c10::Device device, const std::string& where);
+
+// Whether the device's current stream is being captured in a CUDA graph, so far as this build can
+// know: false without CUDA kernels.
+bool is_capturing(c10::Device device);
+
+}  // namespace erlangen

@@ -1,0 +1,225 @@
+// Numbers of a step that lie in tensors: rates, the gradients' scale, overflow. What a GPU does
+// with them is followed here on CPU tensors, through take_step, which reads none on the host.
+
+#include <cmath>
+#include <limits>
+#include <list>
+
+#include "reference.h"
+#include "step.h"
+#include "test_helpers.h"
+
+namespace erlangen {
+namespace {
+
+using testing::expect_raises;
+using testing::expect_same;
+using testing::group_of;
+using testing::parameter;
+using testing::params_of;
+using testing::picture;
+using testing::set_grads;
+
+torch::Tensor scalar(double value) { return torch::tensor(static_cast<float>(value)); }
+
+EquivariantOptions rule(const char* name) { return EquivariantOptions(0.25).rule(name); }
+
+struct Case {
+  const char* name;
+  EquivariantOptions options;
+  at::ScalarType dtype = at::kFloat;
+};
+
+// One for each way through the reference operations.
+std::vector<Case> cases() {
+  return {
+      {"spectral", rule("spectral")},
+      {"polar_first", rule("spectral").momentum_order("polar_first")},
+      {"right_spectral", rule("right_spectral").alpha(1.0)},
+      {"row_norm", rule("row_norm").center(true)},
+      {"column_norm", rule("column_norm").decay("cautious")},
+      {"hybrid", rule("hybrid").support("gradient")},
+      {"rounded", rule("hybrid").stochastic_rounding(true), at::kBFloat16},
+      {"bfloat16 state", rule("spectral").state_dtype("bfloat16")},
+      {"float64", rule("spectral"), at::kDouble},
+      {"adamw", rule("adamw").lr_scale(2.0)},
+      {"adamw by reference", rule("adamw").decay("cautious").maximize(true)},
+      {"adamw rounded", rule("adamw").stochastic_rounding(true), at::kBFloat16},
+  };
+}
+
+// Parameters and their state, stepped as a GPU would.
+struct Stepped {
+  explicit Stepped(const Case& c) {
+    torch::manual_seed(3);
+    group.options = c.options;
+    for (const auto& sizes : {std::vector<int64_t>{6, 4}, {6, 4}, {4, 6}}) {
+      group.params.push_back(parameter(sizes, c.dtype));
+      group.states.push_back(&states.emplace_back());
+    }
+  }
+
+  void step(int64_t seed, const StepInputs& inputs, double grad_factor = 1.0) {
+    set_grads(group.params, seed);
+    for (const auto& param : group.params) param.mutable_grad().mul_(grad_factor);
+    std::vector<StepGroup> groups = {group};
+    plan.update(groups);
+    take_step(plan, groups, inputs);
+  }
+
+  std::vector<torch::Tensor> tensors() const {
+    std::vector<torch::Tensor> result;
+    for (const auto& param : group.params) result.push_back(param.detach().clone());
+    for (const auto& state : states) {
+      for (const auto& tensor :
+           {state.momentum_buffer(), state.exp_avg(), state.exp_avg_sq(), state.step()}) {
+        if (tensor.defined()) result.push_back(tensor.clone());
+      }
+    }
+    return result;
+  }
+
+  StepGroup group;
+  std::list<EquivariantParamState> states;
+  Plan plan;
+};
+
+TEST(Scalars, OverflowLeavesEveryBit) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(c.name);
+    Stepped run(c), without(c);
+    for (int64_t step = 0; step < 3; ++step) {
+      run.step(step, {scalar(1.0), scalar(0.0)});
+      without.step(step, {scalar(1.0), scalar(0.0)});
+      const auto before = run.tensors();
+      for (const double bad : {std::numeric_limits<double>::infinity(), std::nan("")}) {
+        run.step(100 + step, {scalar(1.0), scalar(2.0)}, bad);  // two devices have found one
+        expect_same(run.tensors(), before);
+      }
+    }
+    // The count too: the next step is the one that an optimizer without overflows takes.
+    expect_same(run.tensors(), without.tensors());
+    run.step(7, {scalar(1.0), scalar(0.0)});
+    without.step(7, {scalar(1.0), scalar(0.0)});
+    expect_same(run.tensors(), without.tensors());
+  }
+}
+
+TEST(Scalars, OverflowInTheFirstStepLeavesZeros) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(c.name);
+    Stepped run(c), without(c);
+    const auto start = run.tensors();  // no state yet
+    run.step(1, {scalar(1.0), scalar(1.0)}, std::numeric_limits<double>::infinity());
+    const auto after = run.tensors();
+    expect_same({after.begin(), after.begin() + 3}, start);
+    for (size_t i = 3; i < after.size(); ++i) EXPECT_FALSE(after[i].any().item<bool>());
+    run.step(2, {scalar(1.0), scalar(0.0)});
+    without.step(2, {scalar(1.0), scalar(0.0)});
+    expect_same(run.tensors(), without.tensors());
+  }
+}
+
+TEST(Scalars, GradientsAreDividedByTheirScale) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(c.name);
+    Stepped scaled(c), plain(c);
+    for (int64_t step = 0; step < 3; ++step) {
+      scaled.step(step, {scalar(1024.0), {}}, 1024.0);  // a power of two: exact
+      plain.step(step, {scalar(1.0), {}});
+    }
+    expect_same(scaled.tensors(), plain.tensors());
+  }
+}
+
+// Of one update: a tensor in place of a number rounds two products more, each entry by 2^-24 of
+// itself.
+void expect_close(const std::vector<torch::Tensor>& a, const std::vector<torch::Tensor>& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    const double storage = a[i].scalar_type() == at::kBFloat16 ? 0x1p-7 : 0x1p-21;
+    EXPECT_TRUE(torch::allclose(a[i].to(at::kDouble), b[i].to(at::kDouble), storage, storage))
+        << "tensor " << i;
+  }
+}
+
+TEST(Scalars, RatesInTensorsAreTheRates) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(c.name);
+    Stepped tensors(c), numbers(c), other(c);
+    tensors.group.options.lr(1e6).weight_decay(1e6);  // not read
+    tensors.group.lr = torch::tensor({0.125}, at::kDouble);
+    tensors.group.weight_decay = scalar(0.5);
+    numbers.group.options.lr(0.125).weight_decay(0.5);
+    other.group.options.weight_decay(0.5);
+    tensors.step(1, {});
+    numbers.step(1, {scalar(1.0), {}});  // by the reference operations too
+    other.step(1, {scalar(1.0), {}});
+    expect_close(tensors.tensors(), numbers.tensors());
+    EXPECT_FALSE(torch::allclose(tensors.tensors()[0], other.tensors()[0], 0.01, 0.01));
+    tensors.group.lr.fill_(0.0);  // seen by the next step
+    const auto before = tensors.tensors();
+    tensors.step(2, {});
+    const auto after = tensors.tensors();
+    for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(torch::equal(after[i], before[i]));
+  }
+}
+
+TEST(Scalars, LrAloneInATensorGoesThroughTorchsFusedKernel) {
+  Case c{"adamw", rule("adamw").lr_scale(0.5).weight_decay(0.5)};
+  Stepped tensors(c), numbers(c);
+  tensors.group.options.lr(1e6);
+  tensors.group.lr = scalar(0.25);
+  for (int64_t step = 0; step < 3; ++step) {
+    tensors.step(step, {});
+    numbers.step(step, {});
+  }
+  expect_same(tensors.tensors(), numbers.tensors());  // powers of two
+}
+
+TEST(Scalars, OptimizerReadsWhatItIsGiven) {
+  const auto make = [] {
+    torch::manual_seed(3);
+    return Equivariant({group_of({parameter({6, 4})}, rule("spectral")),
+                        group_of({parameter({6})}, rule("adamw"))});
+  };
+  Equivariant optimizer = make(), plain = make();
+  for (int64_t step = 0; step < 2; ++step) {
+    set_grads(params_of(optimizer), step);
+    set_grads(params_of(plain), step);
+    for (const auto& param : params_of(optimizer)) param.mutable_grad().mul_(8.0);
+    const auto before = picture(optimizer);
+    optimizer.set_grad_scale(scalar(8.0), scalar(1.0));
+    optimizer.step();
+    expect_same(picture(optimizer), before);
+    EXPECT_EQ(optimizer.state().size(), before.size() == 2 ? 0u : 2u);
+    optimizer.set_grad_scale(scalar(8.0), scalar(0.0));
+    optimizer.step();
+    plain.step();
+    expect_same(picture(optimizer), picture(plain));
+  }
+  optimizer.set_grad_scale({}, {});
+  optimizer.set_lr_tensor(1, scalar(0.0));
+  const auto before = picture(optimizer);
+  testing::run(optimizer, 1, 5);
+  testing::run(plain, 1, 5);
+  EXPECT_TRUE(torch::equal(params_of(optimizer)[1], before[5]));
+  EXPECT_TRUE(torch::equal(params_of(optimizer)[0], params_of(plain)[0]));
+  optimizer.set_lr_tensor(1, {});
+  testing::run(optimizer, 1, 5);
+  EXPECT_FALSE(torch::equal(params_of(optimizer)[1], before[5]));
+}
+
+TEST(Scalars, RefusesWhatIsNoNumber) {
+  Equivariant optimizer({group_of({parameter({6, 4})}, rule("spectral"))});
+  expect_raises<c10::ValueError>({"lr", "[2]", "one real number"},
+                                 [&] { optimizer.set_lr_tensor(0, torch::ones({2})); });
+  expect_raises<c10::ValueError>({"group is 1", "less than 1"},
+                                 [&] { optimizer.set_lr_tensor(1, torch::ones({})); });
+  expect_raises<c10::ValueError>({"found_inf", "Long"}, [&] {
+    optimizer.set_grad_scale(torch::ones({}), torch::ones({}, at::kLong));
+  });
+}
+
+}  // namespace
+}  // namespace erlangen

@@ -1,0 +1,448 @@
+"""capturable=True: what it refuses, and steps in CUDA graphs, whose replays equal eager steps to
+the bit. A replay sees new gradients and a new rate only through the tensors that it was captured
+with."""
+
+import copy
+import math
+import warnings
+
+import erlangen
+import pytest
+import torch
+from conftest import needs_gpu
+from state_helpers import (
+    Picture,
+    gradients,
+    loss_of,
+    model_of,
+    optimizer_of,
+    params_of,
+    raises,
+    run,
+    same_bits,
+    set_grads,
+    values,
+)
+from torch import nn
+
+CASES = {
+    "spectral": {"rule": "spectral"},
+    "spectral gram": {"rule": "spectral", "ns_method": "gram"},
+    "spectral standard": {"rule": "spectral", "ns_method": "standard", "ns_dtype": "float32"},
+    "spectral polar_first": {"rule": "spectral", "momentum_order": "polar_first", "alpha": 1.0},
+    "spectral heads": {"rule": "spectral", "layout": [{"heads": 2, "dim": -2}]},
+    "spectral bfloat16 state": {"rule": "spectral", "state_dtype": "bfloat16"},
+    "muon eps": {"rule": "spectral", "ns_eps": 1e-7},
+    "right_spectral": {"rule": "right_spectral", "alpha": 1.0},
+    "left_spectral": {"rule": "left_spectral", "center": True},
+    "row_norm": {"rule": "row_norm"},
+    "row_norm centered": {"rule": "row_norm", "center": True},
+    "row_norm support": {"rule": "row_norm", "support": "gradient"},
+    "column_norm": {"rule": "column_norm", "maximize": True},
+    "hybrid": {"rule": "hybrid", "lr_scale": 3.0},
+    "hybrid polar_then_row": {"rule": "hybrid", "order": "polar_then_row"},
+    "hybrid cautious": {"rule": "hybrid", "decay": "cautious"},
+    "hybrid rounded": {"rule": "hybrid", "stochastic_rounding": True, "seed": 5},
+    "adamw": {"rule": "adamw"},
+    "adamw lr_scale": {"rule": "adamw", "lr_scale": 0.3},
+    "adamw cautious": {"rule": "adamw", "decay": "cautious"},
+    "adamw rounded": {"rule": "adamw", "stochastic_rounding": True},
+}
+
+
+def dtype_of(options) -> torch.dtype:
+    return torch.bfloat16 if options.get("stochastic_rounding") else torch.float32
+
+
+class Twin:
+    """Parameters with gradients that stay in place, and an optimizer that can be captured."""
+
+    def __init__(self, options, device="cuda", lr=0.02, **more):
+        torch.manual_seed(0)
+        dtype = dtype_of(options)
+        self.params = [
+            nn.Parameter(torch.randn(shape).to(device, dtype)) for shape in ((16, 8), (8, 16))
+        ]
+        for p in self.params:
+            p.grad = torch.zeros_like(p)
+        self.lr = torch.tensor(lr, device=device)
+        self.optimizer = erlangen.Equivariant(
+            [{"params": self.params, **options}],
+            **{"lr": self.lr, "weight_decay": 0.1, "capturable": True, **more},
+        )
+
+    def fill(self, seed, factor=1.0):
+        generator = gradients(seed)
+        for p in self.params:
+            p.grad.copy_(torch.randn(p.shape, generator=generator) * factor)
+
+    def warm_up(self):
+        """As torch asks: steps on another stream, before the capture."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for seed in range(3):
+                self.fill(seed)
+                self.optimizer.step()
+        torch.cuda.current_stream().wait_stream(side)
+
+    def captured(self, step=None) -> torch.cuda.CUDAGraph:
+        self.warm_up()
+        before = Picture(self.optimizer)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            (step or self.optimizer.step)()
+        Picture(self.optimizer).assert_same(before)  # recorded, not run
+        return graph
+
+
+def assert_same(twin: Twin, other: Twin):
+    Picture(twin.optimizer).assert_same_tensors(Picture(other.optimizer))
+
+
+# ---- On any machine
+
+
+def test_parameters_on_the_cpu():
+    """As torch's capturable optimizers: at the step, for a model may move before that."""
+    optimizer = optimizer_of(model_of(), capturable=True)
+    set_grads(params_of(optimizer), gradients())
+    before = Picture(optimizer)
+    raises(ValueError, ["cpu", "capturable=True", "CUDA parameters"], optimizer.step)
+    Picture(optimizer).assert_same(before)
+    for group in optimizer.param_groups:
+        group["capturable"] = False
+    optimizer.step()
+    assert not all(map(same_bits, before.params, params_of(optimizer)))
+
+
+@pytest.mark.parametrize("rule", ["spectral", "hybrid", "left_spectral"])
+def test_decompositions_are_refused(rule):
+    options = {"rule": rule, "ns_method": "exact"}
+    params = [nn.Parameter(torch.randn(4, 4))]
+    words = ["capturable", "exact", "ns_method"]
+    raises(
+        ValueError,
+        words,
+        lambda: erlangen.Equivariant([{"params": params, **options}], capturable=True),
+    )
+    optimizer = erlangen.Equivariant([{"params": params, **options}])
+    set_grads(params, gradients())
+    optimizer.param_groups[0]["capturable"] = True  # later is checked too
+    raises(ValueError, words, optimizer.step)
+    erlangen.Equivariant([{"params": params, **options, "rule": "row_norm"}], capturable=True)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
+def test_schedulers_keep_a_tensor(shape, device):
+    """They fill it in place, which a captured graph sees."""
+    models = [model_of(device), model_of(device)]
+    models[1].load_state_dict(models[0].state_dict())
+    rate = torch.full(shape, 0.5, device=device)
+    optimizers = [optimizer_of(models[0], lr=rate), optimizer_of(models[1], lr=0.5)]
+    schedules = [torch.optim.lr_scheduler.StepLR(o, 1, 0.5) for o in optimizers]
+    tensors = [group["lr"] for group in optimizers[0].param_groups]
+    for step in range(3):
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            run(optimizer, 1, gradients(step))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                schedule.step()
+    groups = optimizers[0].param_groups
+    assert all(group["lr"] is tensor for group, tensor in zip(groups, tensors, strict=True))
+    assert all(group["lr"].item() == 0.0625 for group in groups)
+    for p, q in zip(*map(params_of, optimizers), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-5)
+
+
+# ---- On a GPU
+
+
+@needs_gpu
+@pytest.mark.parametrize("case", CASES)
+def test_replays_equal_eager_steps(case):
+    captured, eager = Twin(CASES[case]), Twin(CASES[case])
+    graph = captured.captured()
+    eager.warm_up()
+    assert_same(captured, eager)
+    for step, rate in enumerate((0.02, 0.5, 0.0, 0.125)):
+        for twin in (captured, eager):
+            twin.lr.fill_(rate)
+            twin.fill(10 + step)
+        before = values(captured.params)
+        graph.replay()
+        eager.optimizer.step()
+        assert_same(captured, eager)
+        assert all(map(same_bits, before, captured.params)) == (rate == 0.0)
+
+
+@needs_gpu
+@pytest.mark.parametrize("case", CASES)
+def test_rate_in_a_tensor_equals_a_number(case):
+    """One step from the same start: a few roundings of the update and of the value."""
+    tensor, number = Twin(CASES[case], lr=0.25), Twin(CASES[case], lr=0.25)
+    number.optimizer.param_groups[0]["lr"] = 0.25
+    start = values(tensor.params)
+    for twin in (tensor, number):
+        twin.fill(1)
+        twin.optimizer.step()
+    unit = torch.finfo(dtype_of(CASES[case])).eps
+    for p, q, before in zip(tensor.params, number.params, start, strict=True):
+        size = before.abs() + (q - before).abs()
+        assert ((p - q).abs() <= 8 * unit * size.max()).all()
+        assert not same_bits(q, before)
+
+
+@needs_gpu
+@pytest.mark.parametrize("case", ["spectral", "row_norm", "adamw", "adamw cautious"])
+def test_weight_decay_in_a_tensor(case):
+    decay = torch.tensor(0.5, device="cuda")
+    captured = Twin(CASES[case], weight_decay=decay)
+    graph = captured.captured()
+    captured.lr.fill_(0.125)
+    decay.fill_(4.0)
+    for p in captured.params:
+        p.grad.zero_()
+        captured.optimizer.state[p] = {
+            name: tensor.zero_() for name, tensor in captured.optimizer.state[p].items()
+        }
+    before = values(captured.params)
+    graph.replay()
+    kept = (
+        1.0 if "cautious" in case else 0.5
+    )  # 1 - 0.125 * 4; nothing moves, so caution never decays
+    for p, q in zip(captured.params, before, strict=True):
+        torch.testing.assert_close(p.detach(), kept * q, rtol=1e-6, atol=0)
+
+
+@needs_gpu
+@pytest.mark.parametrize("case", CASES)
+def test_overflow_in_a_graph(case):
+    """found_inf and grad_scale as GradScaler would set them, changed between replays."""
+    captured, plain = Twin(CASES[case]), Twin(CASES[case])
+    found_inf, grad_scale = torch.zeros((), device="cuda"), torch.ones((), device="cuda")
+    plain_scale = torch.ones((), device="cuda")
+    captured.optimizer.found_inf, captured.optimizer.grad_scale = found_inf, grad_scale
+    plain.optimizer.grad_scale = plain_scale  # the same operations, so the same bits
+    graph = captured.captured()
+    plain.warm_up()
+    assert_same(captured, plain)
+    for step in range(3):
+        before = Picture(captured.optimizer)
+        captured.fill(50 + step, math.inf if step % 2 else math.nan)
+        found_inf.fill_(1.0)
+        graph.replay()
+        Picture(captured.optimizer).assert_same(before)
+        captured.fill(10 + step, 1024.0)
+        grad_scale.fill_(1024.0)
+        found_inf.zero_()
+        graph.replay()
+        plain.fill(10 + step)
+        plain.optimizer.step()
+        assert_same(captured, plain)
+
+
+@needs_gpu
+def test_grad_scaler_in_a_graph():
+    """The whole of it captured: the check of the gradients, the step and the scale's update."""
+    twin = Twin({"rule": "spectral"})
+    other = [nn.Parameter(torch.randn(8, device="cuda"))]
+    other[0].grad = torch.zeros_like(other[0])
+    twin.optimizer.add_param_group({"params": other, "rule": "adamw"})
+    twin.params = params_of(twin.optimizer)
+    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)
+    scaler.scale(torch.zeros((), device="cuda"))  # creates the scale
+
+    def step():
+        scaler.step(twin.optimizer)
+        scaler.update()
+
+    twin.warm_up()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        twin.fill(4, 2.0**10)
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    before = Picture(twin.optimizer)
+    twin.fill(5, 2.0**10)
+    twin.params[0].grad[0, 0] = math.inf
+    graph.replay()
+    Picture(twin.optimizer).assert_same(before)
+    assert scaler.get_scale() == 2.0**9
+    twin.fill(6, 2.0**9)
+    graph.replay()
+    assert scaler.get_scale() == 2.0**9
+    for p, q in zip(twin.params, before.params, strict=True):
+        assert p.isfinite().all() and not same_bits(p, q)
+    assert twin.optimizer.state[other[0]]["step"].item() == before.states[2]["step"].item() + 1
+
+
+@needs_gpu
+@pytest.mark.parametrize("capturable", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_waits_for_the_device(case, capturable):
+    twin = Twin(CASES[case], capturable=capturable)
+    twin.optimizer.found_inf = torch.zeros((), device="cuda")
+    twin.optimizer.grad_scale = torch.ones((), device="cuda")
+    twin.warm_up()  # cuBLAS may wait when it starts
+    torch.cuda.synchronize()
+    mode = torch.cuda.get_sync_debug_mode()
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        twin.optimizer.step()
+        del twin.optimizer.found_inf, twin.optimizer.grad_scale
+        twin.optimizer.step()
+        twin.optimizer.param_groups[0]["lr"] = 0.5
+        twin.optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+def refused_in_capture(twin, words):
+    before = Picture(twin.optimizer)
+    twin.fill(7)
+
+    def capture():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the graph is empty
+            with torch.cuda.graph(torch.cuda.CUDAGraph()):
+                twin.optimizer.step()
+
+    raises(ValueError, words, capture)
+    torch.cuda.synchronize()
+    Picture(twin.optimizer).assert_same(before)
+    twin.optimizer.step()
+    assert not all(map(same_bits, before.params, twin.params))
+
+
+@needs_gpu
+@pytest.mark.parametrize("case", ["spectral", "row_norm", "adamw", "hybrid rounded"])
+def test_refused_in_capture(case):
+    refused_in_capture(Twin(CASES[case]), ["captured", "one step before"])
+    twin = Twin(CASES[case], capturable=False)
+    twin.warm_up()
+    refused_in_capture(twin, ["captured", "capturable=False"])
+
+
+@needs_gpu
+@pytest.mark.parametrize("case", ["spectral", "adamw", "hybrid rounded"])
+def test_capture_after_load(case):
+    """A loaded state is a state: with no step in between, from a checkpoint on the CPU."""
+    first, second = Twin(CASES[case]), Twin(CASES[case])
+    first.warm_up()
+    second.warm_up()
+    checkpoint = copy.deepcopy(first.optimizer.state_dict())
+    for state in checkpoint["state"].values():
+        for name in state:
+            state[name] = state[name].cpu()
+    second.optimizer.load_state_dict(checkpoint)
+    second.optimizer.param_groups[0]["lr"] = second.lr
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        second.optimizer.step()
+    for twin in (first, second):
+        twin.fill(9)
+    first.optimizer.step()
+    graph.replay()
+    assert_same(first, second)
+
+
+# ---- Streams and devices
+
+
+@needs_gpu
+@pytest.mark.parametrize("case", CASES)
+def test_side_stream(case):
+    """The step runs on the current stream: there it finds gradients that come late."""
+    late, plain = Twin(CASES[case]), Twin(CASES[case])
+    late.warm_up()
+    plain.warm_up()
+    torch.cuda.synchronize()
+    fresh = [torch.randn(p.shape, generator=gradients(8)).to(p) for p in late.params]
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)  # cycles
+        for p, g in zip(late.params, fresh, strict=True):
+            p.grad.copy_(g, non_blocking=True)
+        late.optimizer.step()
+    for p, g in zip(plain.params, fresh, strict=True):
+        p.grad.copy_(g)
+    plain.optimizer.step()
+    side.synchronize()
+    assert_same(late, plain)
+
+
+@needs_gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second CUDA device")
+@pytest.mark.parametrize("case", CASES)
+def test_second_gpu(case):
+    """Parameters of a GPU that is not the current one, with rates and overflow on the first."""
+    far, near = Twin(CASES[case], device="cuda:1"), Twin(CASES[case], device="cuda:0")
+    far.lr = torch.tensor(0.02, device="cuda:0")
+    far.optimizer.param_groups[0]["lr"] = far.lr
+    for twin in (far, near):
+        twin.optimizer.found_inf = torch.zeros((), device="cuda:0")
+        for seed in range(2):
+            twin.fill(seed)
+            torch.cuda.synchronize(0)
+            torch.cuda.synchronize(1)
+            twin.optimizer.step()
+            assert torch.cuda.current_device() == 0
+    torch.cuda.synchronize(1)
+    same_gpu = torch.cuda.get_device_name(0) == torch.cuda.get_device_name(1)
+    for p, q in zip(far.params, near.params, strict=True):
+        assert p.device.index == 1
+        if same_gpu:
+            assert same_bits(p, q)
+        else:
+            torch.testing.assert_close(p.cpu(), q.cpu(), rtol=1e-2, atol=1e-2)
+
+
+@needs_gpu
+def test_model_on_two_kinds_of_device():
+    """Each part of a model takes the step where it is."""
+    mixed, alone = model_of(), model_of("cuda")
+    alone.load_state_dict(mixed.state_dict())
+    mixed[1].to("cuda")
+    optimizers = [optimizer_of(model) for model in (mixed, alone)]
+    for optimizer in optimizers:
+        run(optimizer, 2, gradients())
+    assert all(map(same_bits, mixed[1].parameters(), alone[1].parameters()))
+
+
+@needs_gpu
+def test_training_in_a_graph():
+    """Forward, backward and step in one graph lower the loss."""
+    model = model_of("cuda")
+    optimizer = optimizer_of(model, capturable=True, lr=torch.tensor(0.02, device="cuda"))
+
+    def train():
+        optimizer.zero_grad(set_to_none=False)
+        loss = loss_of_captured()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    tokens = torch.arange(7, device="cuda")
+
+    def loss_of_captured():
+        return model(tokens).square().mean()
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            train()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        train()
+    before = loss_of(model).item()
+    for _ in range(20):
+        graph.replay()
+    assert loss_of(model).item() < 0.7 * before
