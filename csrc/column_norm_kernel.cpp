@@ -173,51 +173,66 @@ std::vector<Job> jobs_of(const Bucket& bucket, const MatrixParam& member, const 
 
 // ---- CPU
 
-// Columns [begin, end) of the units, in blocks as wide as one pass of the kernel likes.
-constexpr int64_t kGrainElements = 32768;  // at::parallel_for's own grain
+// Matrices of up to this many elements stay in a core's own cache from one pass to the next.
+constexpr int64_t kElementsInCache = 65536;
+constexpr int64_t kGrainElements = 32768;  // at::parallel_for's own grain, in elements
+constexpr int64_t kTileCols = 1024;
+
+// Small matrices: all passes over one, then the next.
+void run_whole_matrices(const Job& job, void* scratch) {
+  const ColumnNormOptions& o = job.options;
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / (o.rows * o.cols));
+  at::parallel_for(0, job.tensor.matrices, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t matrix = begin; matrix < end; ++matrix) {
+      const ColumnNormBlock block = {matrix, 0, o.rows, 0, o.cols};
+      kernels::cpu::column_norm_sum(job.tensor, o, block, scratch);
+      kernels::cpu::column_norm_lengths(job.tensor, o, block, scratch);
+      kernels::cpu::column_norm_update(job.tensor, o, block, scratch);
+    }
+  });
+}
+
+// Larger ones: each pass over all of them, in blocks of a chunk of rows by a tile of columns.
+void run_passes(const Job& job, void* scratch) {
+  const ColumnNormOptions& o = job.options;
+  constexpr int64_t kRows = kernels::cpu::kColumnNormChunkRows;
+  const int64_t chunks = (o.rows + kRows - 1) / kRows;
+  const int64_t tiles = (o.cols + kTileCols - 1) / kTileCols;
+  const int64_t blocks = job.tensor.matrices * chunks * tiles;
+  const auto block = [&](int64_t i) {
+    const int64_t row = i / tiles % chunks * kRows;
+    const int64_t col = i % tiles * kTileCols;
+    return ColumnNormBlock{i / tiles / chunks, row, std::min(row + kRows, o.rows), col,
+                           std::min(col + kTileCols, o.cols)};
+  };
+  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      kernels::cpu::column_norm_sum(job.tensor, o, block(i), scratch);
+    }
+  });
+  at::parallel_for(0, job.tensor.matrices * tiles, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      ColumnNormBlock columns = block(i % tiles);
+      columns.matrix = i / tiles;
+      kernels::cpu::column_norm_lengths(job.tensor, o, columns, scratch);
+    }
+  });
+  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    // Backwards: what the first pass has read last may still be in a cache.
+    for (int64_t i = end - 1; i >= begin; --i) {
+      kernels::cpu::column_norm_update(job.tensor, o, block(i), scratch);
+    }
+  });
+}
 
 void run_on_cpu(const Job& job) {
-  const ColumnNormTensor& tensor = job.tensor;
-  const ColumnNormOptions& options = job.options;
-  const std::unique_ptr<double[]> memory(
-      new double[kernels::cpu::column_norm_scratch_bytes(tensor, options) / sizeof(double) + 1]);
-  void* scratch = memory.get();
-  constexpr int64_t kRows = kernels::cpu::kColumnNormChunkRows;
-  const int64_t chunks = (options.rows + kRows - 1) / kRows;
-  static const int64_t kTile = getenv("TILE") ? atoi(getenv("TILE")) : 1024;
-  static const int64_t kMode = getenv("MODE") ? atoi(getenv("MODE")) : 0;
-  const int64_t tiles = (options.cols + kTile - 1) / kTile;
-  const auto block = [&](int64_t i) {
-    const int64_t tile = i % tiles, chunk = i / tiles % chunks, matrix = i / tiles / chunks;
-    return ColumnNormBlock{matrix, chunk * kRows, std::min((chunk + 1) * kRows, options.rows),
-                           tile * kTile, std::min((tile + 1) * kTile, options.cols)};
-  };
-  if (kMode == 1) {
-    at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) {
-        const ColumnNormBlock b{0, 0, options.rows, t * kTile,
-                                std::min((t + 1) * kTile, options.cols)};
-        kernels::cpu::column_norm_sum(tensor, options, b, scratch);
-        kernels::cpu::column_norm_lengths(tensor, options, b, scratch);
-        kernels::cpu::column_norm_update(tensor, options, b, scratch);
-      }
-    });
-    return;
+  const int64_t bytes = kernels::cpu::column_norm_scratch_bytes(job.tensor, job.options);
+  const std::unique_ptr<double[]> scratch(new double[bytes / sizeof(double) + 1]);
+  if (job.options.rows * job.options.cols <= kElementsInCache) {
+    run_whole_matrices(job, scratch.get());
+  } else {
+    run_passes(job, scratch.get());
   }
-  const int64_t count = tensor.matrices * chunks * tiles;
-  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      kernels::cpu::column_norm_sum(tensor, options, block(i), scratch);
-  });
-  for (int64_t matrix = 0; matrix < tensor.matrices; ++matrix) {
-    kernels::cpu::column_norm_lengths(tensor, options, {matrix, 0, options.rows, 0, options.cols},
-                                      scratch);
-  }
-  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      kernels::cpu::column_norm_update(tensor, options, block(kMode == 2 ? count - 1 - i : i),
-                                       scratch);
-  });
 }
 
 #ifdef ERLANGEN_CUDA

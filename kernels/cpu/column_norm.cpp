@@ -1,8 +1,8 @@
 // The column-norm step on the CPU. The formula and its passes stand in kernels/column_norm.h.
 //
 // Columns that lie side by side fill the vectors. The first pass goes through blocks of 16 rows and
-// 256 columns: the block's direction stays in the nearest cache from its largest magnitudes to its
-// squares, and a column's 16 squares join the sum of the chunk. No product is contracted with a
+// 1024 columns: a block's direction stays in the cache from its largest magnitudes to its squares,
+// and a column's 16 squares join the sum of the chunk. No product is contracted with a
 // sum, so that every instruction set below gives the same bits.
 
 #if defined(__GNUC__) && !defined(__clang__)
@@ -22,7 +22,7 @@ namespace erlangen::kernels::cpu {
 namespace {
 
 constexpr int64_t kBlockRows = 16;
-constexpr int64_t kBlockCols = 256;
+constexpr int64_t kBlockCols = 1024;
 constexpr int64_t kCacheLine = 64;
 
 int64_t chunks_of(const ColumnNormOptions& options) {
@@ -45,13 +45,15 @@ struct Row {
                  row * t.momentum_stride + col) {}
 };
 
-// Hardware prefetchers start anew at every page, and a row of a block is often part of one page
-// only: asks for the row `rows` further down. A hint: it may lie past the buffer's end.
+constexpr int64_t kStrip = 64;  // columns between prefetches
+constexpr int64_t kBytesAhead = 1024;
+
+// Asks the next cache but one for a strip. A hint: it may lie past the buffer's end.
 template <typename T>
-ERLANGEN_INLINE void prefetch(const T* row, int64_t stride, int64_t rows, int64_t cols) {
-  const char* first = reinterpret_cast<const char*>(row) + rows * stride * sizeof(T);
-  for (int64_t b = 0; b < cols * static_cast<int64_t>(sizeof(T)); b += kCacheLine) {
-    __builtin_prefetch(first + b);
+ERLANGEN_INLINE void prefetch(const T* strip) {
+  const char* first = reinterpret_cast<const char*>(strip);
+  for (int64_t b = 0; b < kStrip * static_cast<int64_t>(sizeof(T)); b += kCacheLine) {
+    __builtin_prefetch(first + b, 0, 2);
   }
 }
 
@@ -71,9 +73,12 @@ ERLANGEN_INLINE void take_gradient(const Param* __restrict__ grad, Momentum* __r
   }
 }
 
-// Adds at most kBlockRows x kBlockCols elements to the chunk's sums.
+// Adds a block of at most kBlockRows x kBlockCols elements to the chunk's sums. Meanwhile it asks
+// for the block whose first elements are at `next`: gradients while it reads memory itself, momenta
+// while it does not.
 template <bool kStores, bool kNesterov, typename Param, typename Momentum, typename Compute>
 ERLANGEN_INLINE void sum_block(const ColumnNormTensor& t, const ColumnNormBlock& b,
+                               const Row<Param, Momentum>& next,
                                const norm_step::Scalars<Compute>& s, Compute* __restrict__ squares,
                                int32_t* __restrict__ keys) {
   const int64_t rows = b.row_end - b.row_begin;
@@ -85,10 +90,12 @@ ERLANGEN_INLINE void sum_block(const ColumnNormTensor& t, const ColumnNormBlock&
   for (int64_t c = 0; c < cols; ++c) block_keys[c] = keys[c];
   for (int64_t r = 0; r < rows; ++r) {
     const Row<Param, Momentum> row(t, b.matrix, b.row_begin + r, b.col_begin);
-    prefetch(row.grad, t.grad_stride, 1, cols);
-    prefetch(row.momentum, t.momentum_stride, 1, cols);
-    take_gradient<kStores, kNesterov>(row.grad, row.momentum, direction + r * kBlockCols,
-                                      block_keys, cols, s);
+    for (int64_t c = 0; c < cols; c += kStrip) {
+      prefetch(next.grad + r * t.grad_stride + c);
+      take_gradient<kStores, kNesterov>(row.grad + c, row.momentum + c,
+                                        direction + r * kBlockCols + c, block_keys + c,
+                                        std::min(kStrip, cols - c), s);
+    }
   }
   for (int64_t c = 0; c < cols; ++c) {
     squares[c] = column_norm::rescaled(squares[c], keys[c], block_keys[c]);
@@ -97,9 +104,13 @@ ERLANGEN_INLINE void sum_block(const ColumnNormTensor& t, const ColumnNormBlock&
     block_squares[c] = 0;
   }
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < cols; ++c) {
-      const Compute y = direction[r * kBlockCols + c] * scales[c];
-      block_squares[c] += y * y;
+    for (int64_t strip = 0; strip < cols; strip += kStrip) {
+      prefetch(next.momentum + r * t.momentum_stride + strip);
+      const int64_t end = std::min(strip + kStrip, cols);
+      for (int64_t c = strip; c < end; ++c) {
+        const Compute y = direction[r * kBlockCols + c] * scales[c];
+        block_squares[c] += y * y;
+      }
     }
   }
   for (int64_t c = 0; c < cols; ++c) squares[c] += block_squares[c];
@@ -114,15 +125,18 @@ ERLANGEN_INLINE void sum(const ColumnNormTensor& t, const ColumnNormOptions& o,
   for (int64_t begin = b.row_begin; begin < b.row_end; begin += kColumnNormChunkRows) {
     const int64_t end = std::min(begin + kColumnNormChunkRows, b.row_end);
     const int64_t first = (b.matrix * chunks + begin / kColumnNormChunkRows) * o.cols;
-    std::fill(scratch.squares + first + b.col_begin, scratch.squares + first + b.col_end,
-              Compute(0));
-    std::fill(scratch.keys + first + b.col_begin, scratch.keys + first + b.col_end, 0);
+    Compute* squares = scratch.squares + first;
+    int32_t* keys = scratch.keys + first;
+    std::fill(squares + b.col_begin, squares + b.col_end, Compute(0));
+    std::fill(keys + b.col_begin, keys + b.col_end, 0);
     for (int64_t row = begin; row < end; row += kBlockRows) {
       for (int64_t col = b.col_begin; col < b.col_end; col += kBlockCols) {
         const ColumnNormBlock block = {b.matrix, row, std::min(row + kBlockRows, end), col,
                                        std::min(col + kBlockCols, b.col_end)};
-        sum_block<kStores, kNesterov, Param, Momentum>(t, block, s, scratch.squares + first + col,
-                                                       scratch.keys + first + col);
+        const bool across = block.col_end < b.col_end;
+        const Row<Param, Momentum> next(t, b.matrix, across ? row : row + kBlockRows,
+                                        across ? block.col_end : b.col_begin);
+        sum_block<kStores, kNesterov>(t, block, next, s, squares + col, keys + col);
       }
     }
   }
@@ -192,12 +206,12 @@ ERLANGEN_INLINE void update(const ColumnNormTensor& t, const ColumnNormOptions& 
   const auto s = column_norm::scalars<Compute>(o);
   const Compute lost = static_cast<Compute>(column_norm::learning_rate(t) * t.weight_decay);
   for (int64_t row = b.row_begin; row < b.row_end; ++row) {
-    for (int64_t col = b.col_begin; col < b.col_end; col += kBlockCols) {
-      const int64_t cols = std::min(kBlockCols, b.col_end - col);
+    for (int64_t col = b.col_begin; col < b.col_end; col += kStrip) {
+      const int64_t cols = std::min(kStrip, b.col_end - col);
       const Row<Param, Momentum> at(t, b.matrix, row, col);
-      prefetch(at.param, t.param_stride, 1, cols);
-      prefetch(at.momentum, t.momentum_stride, 1, cols);
-      if (!kStored) prefetch(at.grad, t.grad_stride, 1, cols);
+      prefetch(at.param + kBytesAhead / sizeof(Param));
+      prefetch(at.momentum + kBytesAhead / sizeof(Momentum));
+      if (!kStored) prefetch(at.grad + kBytesAhead / sizeof(Param));
       update_row<kStored, kNesterov, kCautious>(at.param, at.grad, at.momentum, scales + col,
                                                 lengths + col, cols, lost, s);
     }
