@@ -9,6 +9,7 @@
 
 #include "column_norm.cuh"
 #include "column_norm_tiles.h"
+#include "launch.cuh"
 #include "storage.cuh"
 
 namespace erlangen::kernels::cuda {
@@ -313,8 +314,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 using Kernel = void (*)(ColumnTable, ColumnNormOptions, void*);
 
 // As many blocks as the device holds at once; each goes on to further tiles.
-cudaError_t launch(Kernel kernel, int threads, int64_t tiles, const ColumnTable& table,
-                   const ColumnNormOptions& options, void* scratch, cudaStream_t stream) {
+cudaError_t launch_on_all(Kernel kernel, int threads, int64_t tiles, const ColumnTable& table,
+                          const ColumnNormOptions& options, void* scratch, cudaStream_t stream) {
   int device = 0;
   int sms = 0;
   int blocks_on_sm = 0;
@@ -325,9 +326,8 @@ cudaError_t launch(Kernel kernel, int threads, int64_t tiles, const ColumnTable&
   error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_on_sm, kernel, threads, 0);
   if (error != cudaSuccess) return error;
   const int64_t held = static_cast<int64_t>(sms) * std::max(blocks_on_sm, 1);
-  kernel<<<static_cast<unsigned>(std::min(tiles, held)), threads, 0, stream>>>(table, options,
-                                                                               scratch);
-  return cudaGetLastError();
+  return launch(static_cast<unsigned>(std::min(tiles, held)), threads, 0, stream, kernel, table,
+                options, scratch);
 }
 
 template <typename Param, typename Momentum, int kWidth, bool kStored>
@@ -336,15 +336,15 @@ cudaError_t launch_passes(const ColumnTable& table, const ColumnNormOptions& opt
   using Compute = typename ComputeType<Param>::type;
   const int64_t matrices = matrices_in(table);
   const int64_t tiles = matrices * chunks_of(options) * tiles_across(options, kWidth);
-  cudaError_t error = launch(column_norm_sums<Param, Momentum, kWidth, kStored>, kThreads, tiles,
-                             table, options, scratch, stream);
+  cudaError_t error = launch_on_all(column_norm_sums<Param, Momentum, kWidth, kStored>, kThreads,
+                                    tiles, table, options, scratch, stream);
   if (error != cudaSuccess) return error;
-  error = launch(column_norm_lengths<Compute>, kLengthCols * kLengthWarps,
-                 matrices * ((options.cols + kLengthCols - 1) / kLengthCols), table, options,
-                 scratch, stream);
+  error = launch_on_all(column_norm_lengths<Compute>, kLengthCols * kLengthWarps,
+                        matrices * ((options.cols + kLengthCols - 1) / kLengthCols), table, options,
+                        scratch, stream);
   if (error != cudaSuccess) return error;
-  return launch(column_norm_update<Param, Momentum, kWidth, kStored>, kThreads, tiles, table,
-                options, scratch, stream);
+  return launch_on_all(column_norm_update<Param, Momentum, kWidth, kStored>, kThreads, tiles, table,
+                       options, scratch, stream);
 }
 
 template <typename Param, typename Momentum, int kWidth>

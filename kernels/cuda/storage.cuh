@@ -47,9 +47,4 @@ __device__ __forceinline__ void store_pack(const Pack<T, kWidth>& pack, T* data)
   *reinterpret_cast<Pack<T, kWidth>*>(data) = pack;
 }
 
-// Brings the parameter towards the chip while the row is still being summed; takes no register.
-__device__ __forceinline__ void prefetch(const void* data) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(data));
-}
-
 }  // namespace erlangen::kernels::cuda
