@@ -177,7 +177,7 @@ constexpr int kLengthCols = 32;
 constexpr int kLengthWarps = 16;
 
 template <typename Compute>
-__global__ void __launch_bounds__(kLengthCols* kLengthWarps)
+__global__ void __launch_bounds__(kLengthCols* kLengthWarps, 1)
     column_norm_lengths(const __grid_constant__ ColumnTable table,
                         const __grid_constant__ ColumnNormOptions options, void* memory) {
   __shared__ int32_t shared_keys[kLengthWarps][kLengthCols];
