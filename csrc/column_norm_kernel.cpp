@@ -73,6 +73,8 @@ std::optional<Columns> columns_of(const MatrixView& view, bool units_are_rows) {
   if (elements.size() > 1 || units.empty() || units.size() > 2 || units.back().stride != 1) {
     return {};
   }
+  // Rows of one element lie in memory as rows, too: the row-norm kernel's.
+  if (units_are_rows && elements.empty() && result.pairs == ColumnPairs::none) return {};
   result.cols = units.back().size;
   result.stride = result.cols;
   if (!elements.empty()) {

@@ -60,11 +60,12 @@ __device__ __forceinline__ void take_gradient(const norm_step::Scalars<Compute>&
   }
 }
 
-// Rows asked for before the first is used: 64 to 128 bytes of g and m a thread.
+// Rows asked for before the first is used: 64 to 128 bytes of g and m a thread, which is all that
+// fits into the registers.
 template <typename Compute, int kWidth>
-constexpr int kRowsAhead = kWidth == 1   ? 8
-                           : kWidth <= 4 ? 4
-                                         : 2;
+constexpr int kRowsAhead = kWidth > 4                          ? 2
+                           : kWidth > 1 || sizeof(Compute) > 4 ? 4
+                                                               : 8;
 
 // ---- First pass
 
