@@ -1,4 +1,4 @@
-// The fibers of cuda_on_host.h and who runs next.
+// The fibers of cuda_on_host.h, their shared memory, and who runs next.
 
 #include "cuda_on_host.h"
 
@@ -8,80 +8,13 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <iterator>
 #include <numeric>
 #include <utility>
 
+#include "cuda_on_host/switch.h"
+
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
-
-// ---- Switching stacks: what a called function must preserve is pushed, the stack pointer stored
-// in *from and taken from `to`. The library's swapcontext also makes a system call each time.
-
-extern "C" void cuda_on_host_switch(void** from, void* to);
-
-#if defined(__x86_64__)
-asm(R"(
-.text
-.type cuda_on_host_switch, @function
-cuda_on_host_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size cuda_on_host_switch, .-cuda_on_host_switch
-)");
-constexpr int kSavedWords = 8;  // six registers, the return address, the entry's own
-constexpr int kReturnWord = 6;
-#elif defined(__aarch64__)
-asm(R"(
-.text
-.type cuda_on_host_switch, %function
-cuda_on_host_switch:
-  sub sp, sp, #160
-  stp x19, x20, [sp, #0]
-  stp x21, x22, [sp, #16]
-  stp x23, x24, [sp, #32]
-  stp x25, x26, [sp, #48]
-  stp x27, x28, [sp, #64]
-  stp x29, x30, [sp, #80]
-  stp d8, d9, [sp, #96]
-  stp d10, d11, [sp, #112]
-  stp d12, d13, [sp, #128]
-  stp d14, d15, [sp, #144]
-  mov x9, sp
-  str x9, [x0]
-  mov sp, x1
-  ldp x19, x20, [sp, #0]
-  ldp x21, x22, [sp, #16]
-  ldp x23, x24, [sp, #32]
-  ldp x25, x26, [sp, #48]
-  ldp x27, x28, [sp, #64]
-  ldp x29, x30, [sp, #80]
-  ldp d8, d9, [sp, #96]
-  ldp d10, d11, [sp, #112]
-  ldp d12, d13, [sp, #128]
-  ldp d14, d15, [sp, #144]
-  add sp, sp, #160
-  ret
-.size cuda_on_host_switch, .-cuda_on_host_switch
-)");
-constexpr int kSavedWords = 20;
-constexpr int kReturnWord = 11;
-#else
-#error "cuda_on_host knows x86-64 and aarch64"
-#endif
 
 namespace cuda_on_host {
 
@@ -91,20 +24,19 @@ std::vector<Launch> launches;
 namespace {
 
 constexpr int kMaxThreads = 1024;
-constexpr size_t kMaxSharedBytes = 227 * 1024;
 constexpr size_t kStackBytes = 128 * 1024;
-constexpr size_t kGuardBytes = 4096;      // below each stack, without access
-constexpr size_t kFenceBytes = 256;       // after dynamic shared memory
-constexpr uint32_t kPoison = 0x7fffffff;  // NaN as one float, half a double, or two halves
+constexpr size_t kGuardBytes = 64 * 1024;  // below each stack, without access; whole pages
+constexpr size_t kFenceBytes = 256;        // after dynamic shared memory
+constexpr uint32_t kPoison = 0x7fffffff;   // NaN as one float, half a double, or two halves
 
 void poison(void* data, size_t bytes) {
   auto* p = static_cast<unsigned char*>(data);
-  for (size_t i = 0; i < bytes; i += 4)
+  for (size_t i = 0; i < bytes; i += 4) {
     std::memcpy(p + i, &kPoison, std::min<size_t>(4, bytes - i));
+  }
 }
 
 std::string failure;
-cudaError_t last_error = cudaSuccess;
 
 // ---- Threads
 
@@ -372,11 +304,6 @@ void run_block(size_t shared_bytes) {
   }
 }
 
-cudaError_t set_error(cudaError_t error) {
-  if (error != cudaSuccess) last_error = error;
-  return error;
-}
-
 }  // namespace
 
 // ---- What kernels call
@@ -474,41 +401,3 @@ cudaError_t run(const Launch& launch, const std::function<void()>& kernel) {
 std::string take_failure() { return std::exchange(failure, {}); }
 
 }  // namespace cuda_on_host
-
-// ---- The runtime
-
-cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
-
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  switch (attribute) {
-    case cudaDevAttrMultiProcessorCount: *value = cuda_on_host::device.sms; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = cuda_on_host::device.capability / 10; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = cuda_on_host::device.capability % 10; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = static_cast<int>(cuda_on_host::kMaxSharedBytes);
-      break;
-    default: return cuda_on_host::set_error(cudaErrorInvalidValue);
-  }
-  return cudaSuccess;
-}
-
-cudaError_t cudaGetLastError() { return std::exchange(cuda_on_host::last_error, cudaSuccess); }
-cudaError_t cudaPeekAtLastError() { return cuda_on_host::last_error; }
-
-const char* cudaGetErrorString(cudaError_t error) {
-  switch (error) {
-    case cudaSuccess: return "no error";
-    case cudaErrorInvalidValue: return "invalid argument";
-    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
-    case cudaErrorLaunchFailure: return "unspecified launch failure";
-    default: return "another error";
-  }
-}
-
-cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
-  std::memset(data, value, bytes);
-  return cudaSuccess;
-}

@@ -61,7 +61,12 @@ extern std::vector<Launch> launches;
 // What the first failed launch since the last call died of; empty if none did.
 std::string take_failure();
 
-// ---- For launch.cuh
+// ---- For launch.cuh and the runtime
+
+constexpr size_t kMaxSharedBytes = 227 * 1024;  // of a block
+
+// Keeps an error for cudaGetLastError, and returns it.
+cudaError_t set_error(cudaError_t error);
 
 cudaError_t run(const Launch& launch, const std::function<void()>& kernel);
 

@@ -57,7 +57,7 @@ std::vector<Branch> branches(DType dtype) {
 // A problem for the branch: rows of numbers, with zero gradient, of zeros.
 Problem problem_for(const Branch& branch, const Types& types, int64_t cols, unsigned seed,
                     double scale) {
-  Problem problem(5, make_options(cols, types.dtype, types.momentum_dtype), branch.vectors ? 8 : 3,
+  Problem problem(4, make_options(cols, types.dtype, types.momentum_dtype), branch.vectors ? 8 : 3,
                   branch.vectors ? 0 : 1);
   problem.draw(seed, scale);
   problem.clear(&problem.grad, 1);
@@ -82,13 +82,16 @@ void check_against_cpu(Problem before, Problem problem) {
 
 TEST_F(RowNormCuda, MatchesOracleOnEveryBranch) {
   unsigned seed = 0;
+  int shape = 0;
   std::set<const void*> kernels;
   for (const Types& types : kTypes) {
     const bool narrow = types.dtype == DType::float16;
     for (const Branch& branch : branches(types.dtype)) {
       for (const int64_t cols :
            {branch.first, (branch.first + branch.last) / 16 * 8, branch.last}) {
-        for (int flags = 0; flags<8; flags += cols> 2048 ? 3 : 1) {
+        // Long rows take long to check: one of the eight, another each time.
+        const int every = cols > 2048 ? 8 : 1;
+        for (int flags = ++shape % every; flags < 8; flags += every) {
           const double scales[] = {narrow ? 1e-2 : 1e-30, 1, narrow ? 1e2 : 1e30};
           ++seed;
           Problem problem = problem_for(branch, types, cols, seed, scales[seed % 3]);
@@ -182,7 +185,7 @@ TEST_F(RowNormCuda, NotANumberStaysInItsRow) {
         }
         step(&problem);
         EXPECT_TRUE(std::isnan(problem.param.get(2, middle))) << cols << " columns";
-        for (const int64_t row : {0, 1, 3, 4}) {
+        for (const int64_t row : {0, 1, 3}) {
           for (int64_t c = 0; c < cols; ++c) ASSERT_TRUE(std::isfinite(problem.param.get(row, c)));
         }
       }

@@ -53,10 +53,11 @@ inline uint16_t encode_half(DType dtype, double x) {
   const Format f = format(dtype);
   const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
   x = std::fabs(x);
+  const int infinity = (2 * f.bias + 1) << f.fraction_bits;
   if (x == 0) return sign;
+  if (std::isinf(x)) return sign | infinity;
   const int exponent = std::max(std::ilogb(x), f.min_exponent);
   const double units = std::nearbyint(std::ldexp(x, f.fraction_bits - exponent));
-  const int infinity = (2 * f.bias + 1) << f.fraction_bits;
   const double pattern =
       units + std::ldexp(static_cast<double>(exponent - f.min_exponent), f.fraction_bits);
   return sign | static_cast<uint16_t>(std::min<double>(pattern, infinity));
