@@ -382,8 +382,8 @@ cudaError_t step(const ColumnNormTensor* tensors, int64_t count, const ColumnNor
 
 int64_t column_norm_scratch_bytes(const ColumnNormTensor* tensors, int64_t count,
                                   const ColumnNormOptions& options) {
-  // Launches follow each other on the stream and use the same memory. Which tensors share one is
-  // not known yet: enough for any 32 in a row.
+  // Launches follow each other on the stream and use the same memory; which tensors share one shows
+  // only then, so that this is enough for all.
   int64_t matrices = 0;
   for (int64_t i = 0; i < count; ++i) matrices += tensors[i].matrices;
   const int64_t chunks = chunks_of(options);
