@@ -33,6 +33,13 @@ CASES = {
         FP32,
         28,
     ),
+    "column_norm 32768x1024": ({"rule": "column_norm"}, [(32768, 1024)], FP32, 24),
+    "row_norm 4 x 2880x5760 bf16, interleaved pairs": (
+        {"rule": "row_norm", "layout": [{"transpose": True}, {"pairs": "interleaved", "dim": -2}]},
+        [(4, 2880, 5760)],
+        BF16,
+        18,
+    ),
     "spectral 8 x 1024x1024": ({"rule": "spectral"}, [(1024, 1024)] * 8, FP32, None),
     "spectral 120 x 128x512": ({"rule": "spectral"}, [(128, 512)] * 120, FP32, None),
     "adamw 400 x 1024": ({"rule": "adamw"}, [(1024,)] * 400, FP32, None),

@@ -28,15 +28,6 @@ using kernels::RowNormTensor;
 
 std::atomic<int64_t> steps_by_kernel = 0;
 
-DType dtype_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kDouble: return DType::float64;
-    case at::kBFloat16: return DType::bfloat16;
-    case at::kHalf: return DType::float16;
-    default: return DType::float32;
-  }
-}
-
 // The stride between the logical rows of `tensor`, where they follow each other at one stride and
 // their elements lie side by side.
 std::optional<int64_t> row_stride(const at::Tensor& tensor, const Layout& layout,
@@ -87,8 +78,8 @@ std::optional<Job> job_of(const Bucket& bucket, const MatrixParam& member, const
                               .step_size = o.lr() * o.lr_scale() *
                                            shape_scale(bucket.rule, member.views[0].m(), cols)},
                    .options = {.cols = cols,
-                               .dtype = dtype_of(param),
-                               .momentum_dtype = dtype_of(momentum),
+                               .dtype = kernel_dtype(param),
+                               .momentum_dtype = kernel_dtype(momentum),
                                .momentum = o.momentum(),
                                .nesterov = o.nesterov().value_or(false),
                                .maximize = o.maximize(),
@@ -137,18 +128,33 @@ void run_on_cuda(const std::vector<Job>& jobs, at::Device device) {
 
 int64_t kernel_count() { return steps_by_kernel; }
 
-bool row_norm_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& groups) {
-  if (bucket.rule.rule != "row_norm" || bucket.rule.center || bucket.polar_first) return false;
-#ifndef ERLANGEN_CUDA
-  if (bucket.device.is_cuda()) {
+void count_kernel_steps(int64_t steps) { steps_by_kernel += steps; }
+
+DType kernel_dtype(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kDouble: return DType::float64;
+    case at::kBFloat16: return DType::bfloat16;
+    case at::kHalf: return DType::float16;
+    default: return DType::float32;
+  }
+}
+
+bool has_kernels(at::Device device) {
+#ifdef ERLANGEN_CUDA
+  return device.is_cpu() || device.is_cuda();
+#else
+  if (device.is_cuda()) {
     TORCH_WARN_ONCE(
         "erlangen was built without CUDA kernels and steps CUDA parameters with plain ATen "
         "operations. Install it from source with nvcc of torch's CUDA major version on PATH.");
   }
-  if (!bucket.device.is_cpu()) return false;
-#else
-  if (!bucket.device.is_cpu() && !bucket.device.is_cuda()) return false;
+  return device.is_cpu();
 #endif
+}
+
+bool row_norm_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& groups) {
+  if (bucket.rule.rule != "row_norm" || bucket.rule.center || bucket.polar_first) return false;
+  if (!has_kernels(bucket.device)) return false;
   std::vector<Job> jobs;
   for (const MatrixParam& member : bucket.members) {
     const auto job = job_of(bucket, member, groups[member.index.group]);
@@ -164,7 +170,7 @@ bool row_norm_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& gr
     job.param->unsafeGetTensorImpl()->bump_version();
     job.momentum->unsafeGetTensorImpl()->bump_version();
   }
-  steps_by_kernel += static_cast<int64_t>(jobs.size());
+  count_kernel_steps(static_cast<int64_t>(jobs.size()));
   return true;
 }
 

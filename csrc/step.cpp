@@ -2,6 +2,7 @@
 
 #include "adamw.h"
 #include "check.h"
+#include "column_norm_kernel.h"
 #include "device.h"
 #include "reference.h"
 #include "row_norm_kernel.h"
@@ -194,7 +195,8 @@ void take_step(const Plan& plan, std::vector<StepGroup>& groups, const StepInput
   create_state(plan, groups);
   for (const Bucket& bucket : plan.buckets()) {
     const c10::DeviceGuard guard(bucket.device);
-    if (!row_norm_kernel_step(bucket, groups)) step_bucket(bucket, groups);
+    if (row_norm_kernel_step(bucket, groups) || column_norm_kernel_step(bucket, groups)) continue;
+    step_bucket(bucket, groups);
   }
   step_adamw(plan.adamw(), groups);
 }

@@ -11,11 +11,11 @@
 #include <cstdint>
 
 #include "../row_norm.h"
+#include "vectors.h"
 
 namespace erlangen::kernels::cuda {
 
 constexpr int kTensorsPerLaunch = 50;
-constexpr int kVectorBytes = 16;
 
 struct RowTable {
   RowNormTensor tensors[kTensorsPerLaunch];
@@ -43,11 +43,6 @@ ERLANGEN_INLINE int64_t row_in_tensor(const RowTable& table, int tensor, int64_t
 // First column of a thread's pack number `pack`.
 ERLANGEN_INLINE int64_t pack_column(int64_t pack, int thread, int threads, int width) {
   return (pack * threads + thread) * width;
-}
-
-// Columns that one 16-byte vector of the narrower of the two types holds.
-constexpr int pack_width(int param_bytes, int momentum_bytes) {
-  return kVectorBytes / (param_bytes < momentum_bytes ? param_bytes : momentum_bytes);
 }
 
 // Whether every row starts at a multiple of 16 bytes in all three buffers and is whole packs long.

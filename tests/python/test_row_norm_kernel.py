@@ -101,7 +101,6 @@ def test_writes_nothing_beside_its_rows(dtype, device):
         {"center": True},
         {"decay": "cautious"},
         {"momentum_order": "polar_first"},
-        {"rule": "column_norm"},
     ],
     ids=str,
 )
