@@ -19,15 +19,9 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__CUDACC__)
-#define ERLANGEN_INLINE __host__ __device__ __forceinline__
-#else
-#define ERLANGEN_INLINE inline __attribute__((always_inline))
-#endif
+#include "types.h"
 
 namespace erlangen::kernels {
-
-enum class DType { float32, float64, bfloat16, float16 };
 
 // One parameter, rows x cols. The elements of a row are contiguous; strides are counted in
 // elements from row to row. The three buffers must not overlap.
