@@ -88,6 +88,11 @@ void check_polar_options(const PolarOptions& options, const std::string& where) 
   check_at_least_0(where, "ns_eps", options.ns_eps);
 }
 
+void check_alpha(double alpha, const std::string& where) {
+  TORCH_CHECK_VALUE(std::isfinite(alpha), where, ": alpha is ", alpha,
+                    "; allowed: finite numbers");
+}
+
 void check_options(const EquivariantOptions& options, const std::string& where) {
   TORCH_CHECK_VALUE(!options.rule().empty(), where, " has no rule; allowed: ", join(kRules));
   check_one_of(where, "rule", options.rule(), kRules);
@@ -126,8 +131,7 @@ void check_options(const EquivariantOptions& options, const std::string& where) 
         ": decay is \"cautious\" with center=True, whose shift it would move; allowed: "
         "decay=\"decoupled\", or center=False");
   }
-  TORCH_CHECK_VALUE(std::isfinite(options.alpha()), where, ": alpha is ", options.alpha(),
-                    "; allowed: finite numbers");
+  check_alpha(options.alpha(), where);
   if (options.alpha() != 0.0) {
     const bool has_norm = options.rule() == "spectral" || options.rule() == "right_spectral" ||
                           options.rule() == "left_spectral" ||

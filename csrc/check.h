@@ -30,8 +30,9 @@ std::string describe_param(size_t group, size_t param, const EquivariantOptions&
 // other.
 void check_options(const EquivariantOptions& options, const std::string& where);
 
-// The same for what PolarOptions says, for callers of the bare rules.
+// The same for what PolarOptions says, and for alpha alone, for callers of the bare rules.
 void check_polar_options(const PolarOptions& options, const std::string& where);
+void check_alpha(double alpha, const std::string& where);
 
 // Raises c10::TypeError for a parameter of a type or layout that no rule can take, c10::ValueError
 // for a shape that this group's rule cannot take.

@@ -86,19 +86,31 @@ at::Tensor safe_reciprocal(const at::Tensor& divisor, const at::Tensor& is_zero)
   return at::where(is_zero, 0.0, divisor.masked_fill(is_zero, 1.0).reciprocal());
 }
 
-at::Tensor exact_by_svd(const at::Tensor& x) {
+// Singular values up to this share of the largest count as zero in the exact method. x [.., k, l]
+// is float64, and its entries carry rounding errors of `dtype`, in which they were computed.
+// Independent errors of a few units in the last place have a spectral norm of a few units of the
+// largest singular value, whatever the size (a row is no longer than that); the decomposition's
+// own error grows with the size.
+double exact_cutoff(const at::Tensor& x, at::ScalarType dtype) {
+  constexpr double kEps32 = std::numeric_limits<float>::epsilon();
+  constexpr double kEps64 = std::numeric_limits<double>::epsilon();
+  const double size = static_cast<double>(std::max(x.size(-2), x.size(-1)));
+  return std::max(16.0 * (dtype == at::kDouble ? kEps64 : kEps32), size * kEps64);
+}
+
+at::Tensor exact_by_svd(const at::Tensor& x, double cutoff) {
   const auto [u, sigma, vh] = at::linalg_svd(x, /*full_matrices=*/false);
-  const double cutoff = static_cast<double>(std::max(x.size(-2), x.size(-1))) *
-                        std::numeric_limits<double>::epsilon();
   const at::Tensor kept = sigma.gt(sigma.amax(-1, true) * cutoff).to(x.scalar_type());
   return at::matmul(u * kept.unsqueeze(-2), vh);
 }
 
 // (XXᵀ)^(-1/2) X with the pseudo-inverse root of the left Gram matrix.
-at::Tensor exact_by_gram(const at::Tensor& x) {
+at::Tensor exact_by_gram(const at::Tensor& x, double cutoff) {
   const auto [lambda, q] = at::linalg_eigh(at::matmul(x, x.mT()));
-  const double cutoff = static_cast<double>(x.size(-2)) * std::numeric_limits<double>::epsilon();
-  const at::Tensor dropped = lambda.le(lambda.amax(-1, true) * cutoff);
+  const double own_error =
+      static_cast<double>(x.size(-2)) * std::numeric_limits<double>::epsilon();
+  const at::Tensor dropped =
+      lambda.le(lambda.amax(-1, true) * std::max(cutoff * cutoff, own_error));
   const at::Tensor root = safe_reciprocal(lambda.clamp_min(0.0).sqrt(), dropped);
   return at::matmul(q * root.unsqueeze(-2), at::matmul(q.mT(), x));
 }
@@ -144,7 +156,8 @@ at::Tensor polar(const at::Tensor& x, Side side, const PolarOptions& options) {
   at::Tensor result;
   if (options.ns_method == "exact") {
     const at::Tensor wide = scaled.to(at::kDouble);
-    result = side == Side::shorter ? exact_by_svd(wide) : exact_by_gram(wide);
+    const double cutoff = exact_cutoff(wide, x.scalar_type());
+    result = side == Side::shorter ? exact_by_svd(wide, cutoff) : exact_by_gram(wide, cutoff);
     // Zero rows and columns stay zero; a decomposition leaves noise there, which a row norm to
     // follow would make rows of unit length.
     result = result * wide.ne(0.0).any(-1, true) * wide.ne(0.0).any(-2, true);

@@ -23,7 +23,7 @@ std::vector<std::array<double, 3>> iteration_steps(const PolarOptions& options);
 
 // polar(X) for each matrix of x [B, m, n] (float32 or float64), over the singular values that are
 // not zero; the zero matrix maps to zero. With ns_method "exact" those above the rounding error of
-// float64, else what the polynomials make of σ/‖X‖_F.
+// x's type, by a decomposition in float64; else what the polynomials make of σ/‖X‖_F.
 at::Tensor polar(const at::Tensor& x, Side side, const PolarOptions& options);
 
 }  // namespace erlangen

@@ -8,9 +8,11 @@
 #include <torch/nn/modules/embedding.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/modules/rnn.h>
+#include <torch/nn/modules/transformerlayer.h>
 
 #include <algorithm>
-#include <unordered_set>
+#include <map>
+#include <unordered_map>
 
 namespace erlangen {
 
@@ -29,12 +31,29 @@ class Roles {
     options_.emplace(name, std::move(options));  // what a parent said of a child's stands
   }
 
-  const EquivariantOptions* find(const std::string& name) const {
-    const auto found = options_.find(name);
-    return found == options_.end() ? nullptr : &found->second;
+  // What the modules say that hold this tensor under these names; no role where they disagree, or
+  // where one of them says nothing.
+  EquivariantOptions of(const std::vector<std::string>& names, int64_t dim) const {
+    std::vector<EquivariantOptions> said;
+    for (const std::string& name : names) said.push_back(of(name, dim));
+    // A lookup table that is also a linear map is a tied head, whichever of them comes first.
+    const EquivariantOptions table = role_options("embedding"), linear = role_options("dense");
+    const bool tied = std::all_of(said.begin(), said.end(), [&](const EquivariantOptions& options) {
+      return options == table || options == linear;
+    });
+    if (tied && std::find(said.begin(), said.end(), table) != said.end()) return table;
+    const bool agree = std::all_of(said.begin(), said.end(),
+                                   [&](const auto& options) { return options == said.front(); });
+    return agree ? said.front() : EquivariantOptions();
   }
 
  private:
+  EquivariantOptions of(const std::string& name, int64_t dim) const {
+    const auto found = options_.find(name);
+    if (found != options_.end()) return found->second;
+    return dim < 2 ? role_options("other") : EquivariantOptions();
+  }
+
   std::map<std::string, EquivariantOptions> options_;
 };
 
@@ -84,6 +103,10 @@ void add_attention(Roles& roles, const std::string& name,
 void add_module(Roles& roles, const std::string& name, const nn::Module& module) {
   if (const auto* attention = dynamic_cast<const nn::MultiheadAttentionImpl*>(&module)) {
     add_attention(roles, name, *attention);
+  } else if (module.as<nn::TransformerEncoderLayerImpl>() ||
+             module.as<nn::TransformerDecoderLayerImpl>()) {
+    roles.add(name, "linear1.weight", "mlp_in");
+    roles.add(name, "linear2.weight", "mlp_out");
   } else if (module.as<nn::EmbeddingImpl>() || module.as<nn::EmbeddingBagImpl>()) {
     roles.add(name, "weight", "embedding");
   } else if (module.as<nn::LinearImpl>()) {
@@ -119,8 +142,10 @@ class Sayings {
   explicit Sayings(const Overrides& overrides) : overrides_(overrides), used_(overrides.size()) {}
 
   // What is said of this parameter: by name before by glob, later globs before earlier ones.
-  EquivariantOptions of_name(const std::string& name) { return said(name, /*exact=*/true); }
-  EquivariantOptions of_role(const std::string& role) { return said(role, /*exact=*/false); }
+  EquivariantOptions of_names(const std::vector<std::string>& names) {
+    return said(names, /*with_globs=*/true);
+  }
+  EquivariantOptions of_role(const std::string& role) { return said({role}, false); }
 
   void check_used() const {
     for (size_t i = 0; i < overrides_.size(); ++i) {
@@ -131,13 +156,16 @@ class Sayings {
   }
 
  private:
-  EquivariantOptions said(const std::string& key, bool with_globs) {
+  EquivariantOptions said(const std::vector<std::string>& keys, bool with_globs) {
     EquivariantOptions exact, globs;
     for (size_t i = overrides_.size(); i-- > 0;) {
       const auto& [pattern, options] = overrides_[i];
-      if (pattern == key) {
+      const auto fits = [&](const std::string& key) {
+        return matches(pattern.c_str(), key.c_str());
+      };
+      if (std::find(keys.begin(), keys.end(), pattern) != keys.end()) {
         exact.fill_from(options);
-      } else if (with_globs && matches(pattern.c_str(), key.c_str())) {
+      } else if (with_globs && std::any_of(keys.begin(), keys.end(), fits)) {
         globs.fill_from(options);
       } else {
         continue;
@@ -198,21 +226,20 @@ std::vector<OptimizerParamGroup> param_groups(const nn::Module& module,
   Sayings sayings(overrides);
   std::vector<std::pair<EquivariantOptions, std::vector<torch::Tensor>>> groups;
   std::vector<EquivariantOptions::Strings> names;
-  std::unordered_set<const void*> seen;
   std::string undecided;
+  std::unordered_map<const void*, std::vector<std::string>> names_of;
+  for (const auto& item : module.named_parameters()) {
+    names_of[item.value().unsafeGetTensorImpl()].push_back(item.key());
+  }
   for (const auto& item : module.named_parameters()) {
     const torch::Tensor& param = item.value();
-    if (!param.requires_grad() || !seen.insert(param.unsafeGetTensorImpl()).second) continue;
-    EquivariantOptions by_type;
-    if (const EquivariantOptions* found = roles.find(item.key())) {
-      by_type = *found;
-    } else if (param.dim() < 2) {
-      by_type = role_options("other");
-    }
-    EquivariantOptions options = sayings.of_name(item.key());
+    const std::vector<std::string>& param_names = names_of[param.unsafeGetTensorImpl()];
+    if (!param.requires_grad() || item.key() != param_names.front()) continue;
+    const EquivariantOptions by_type = roles.of(param_names, param.dim());
+    EquivariantOptions options = sayings.of_names(param_names);
     const std::string role = options.role().empty() ? by_type.role() : options.role();
     if (role.empty()) {
-      undecided += "\n  " + item.key() + " " + c10::str(param.sizes());
+      undecided += "\n  " + join(param_names) + " " + c10::str(param.sizes());
       continue;
     }
     options.fill_from(sayings.of_role(role));

@@ -18,11 +18,12 @@ namespace erlangen {
 namespace {
 
 // ‖Z‖_*^alpha = ⟨Z, polar(Z)⟩^alpha, summed in float64 over the prescaled Z, so that neither the
-// sum nor the power overflows before the end.
+// sum nor the power overflows before the end; 0 for the zero matrix, also where alpha is negative.
 at::Tensor nuclear_norm_power(const at::Tensor& z, const at::Tensor& polar_z, double alpha) {
   const auto [scaled, exponent] = reference::prescale(z, {-2, -1});
   const at::Tensor sum = (scaled * polar_z).sum({-2, -1}, true, at::kDouble);
-  return at::ldexp(sum.clamp_min(0.0), exponent).pow(alpha).to(z.scalar_type());
+  const at::Tensor norm = at::ldexp(sum.clamp_min(0.0), exponent);
+  return norm.pow(alpha).masked_fill(norm.eq(0.0), 0.0).to(z.scalar_type());
 }
 
 Side side_of(const std::string& rule) {
@@ -38,6 +39,7 @@ at::Tensor apply_rule(const at::Tensor& x, const RuleOptions& options) {
   TORCH_CHECK_VALUE(x.dim() >= 2, options.rule, ": x has shape ", x.sizes(),
                     "; allowed: [..., m, n]");
   check_polar_options(options.polar, options.rule);
+  check_alpha(options.alpha, options.rule);
   if (x.numel() == 0) return at::empty_like(x, x.options(), at::MemoryFormat::Contiguous);
   const at::Tensor batch = x.reshape({-1, x.size(-2), x.size(-1)}).to(compute_dtype(x));
   const Direction result = direction(batch, options);

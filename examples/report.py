@@ -1,6 +1,10 @@
 """What train_lm.py and compare.py show in the end: a table, a summary file, a picture."""
 
+import importlib.metadata
 import json
+import platform
+import sys
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -12,15 +16,16 @@ SMOOTHING = 0.9
 Results = dict[str, dict[str, list[dict]]]  # architecture -> optimizer -> lines of metrics
 
 
+PACKAGES = ("erlangen", "torch", "transformers", "tokenizers")  # on which a run depends
+
+
 def summary(metrics: list[dict]) -> dict:
     last = metrics[-1]
     return {
         "val_loss": last["val_loss"],
         "steps": last["step"],
         "tokens": last["tokens"],
-        "seconds": last["seconds"],
-        "seconds_per_step": last["seconds"] / last["step"],
-        "tokens_per_second": last["tokens"] / last["seconds"],
+        "val_loss_by_step": {m["step"]: m["val_loss"] for m in metrics if "val_loss" in m},
     }
 
 
@@ -29,11 +34,10 @@ def table(results: Results) -> str:
     rows = [columns]
     for arch, runs in results.items():
         for optimizer, metrics in runs.items():
-            s = summary(metrics)
+            s, seconds = summary(metrics), metrics[-1]["seconds"]
             rows.append(
                 (arch, optimizer, f"{s['val_loss']:.4f}", str(s["steps"]),
-                 f"{s['seconds_per_step']:.3f}", f"{s['tokens_per_second']:.0f}",
-                 f"{s['seconds']:.0f}")
+                 f"{seconds / s['steps']:.3f}", f"{s['tokens'] / seconds:.0f}", f"{seconds:.0f}")
             )  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -45,13 +49,29 @@ def table(results: Results) -> str:
 
 
 def save_summary(results: Results, args, path: Path) -> None:
+    """What was run, where and with what it ended; times are in metrics.jsonl."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # AdamW alone needs no Erlangen
+            versions[package] = None
     content = {
-        "settings": vars(args),
-        "torch": torch.__version__,
+        "command": " ".join(["python", *sys.argv]),
+        "date": date.today().isoformat(),
+        "machine": machine(args.device),
+        "versions": versions,
         "threads": torch.get_num_threads(),
+        "settings": vars(args),
         "results": {a: {o: summary(m) for o, m in runs.items()} for a, runs in results.items()},
     }
     path.write_text(json.dumps(content, indent=2, default=str) + "\n")
+
+
+def machine(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def smooth(values: list[float]) -> list[float]:

@@ -196,10 +196,12 @@ class Equivariant(Optimizer):
 class _Preset(Equivariant):
     """Equivariant with its rule preset, so that bare parameters are enough."""
 
+    _preset: str  # the name that C++ knows; a subclass of a preset keeps it
+
     def __init__(self, params, lr=1e-3, weight_decay=1e-2, **options: Any):
         if isinstance(params, nn.Module):
             params = params.parameters()
-        preset = _C.preset_options(type(self).__name__)
+        preset = _C.preset_options(self._preset)
         super().__init__(params, **{**preset, "lr": lr, "weight_decay": weight_decay, **options})
 
 
@@ -258,21 +260,31 @@ class PolarGrad(_Preset):
     Arguments as :class:`Equivariant`; ``params`` may be bare matrices.
     """
 
+    _preset = "PolarGrad"
+
 
 class RowNorm(_Preset):
     """Every row moves by the same length. Arguments as :class:`Equivariant`."""
+
+    _preset = "RowNorm"
 
 
 class RightSpectral(_Preset):
     """X (XᵀX)^(-1/2), from the Gram matrix of the columns. Arguments as :class:`Equivariant`."""
 
+    _preset = "RightSpectral"
+
 
 class LeftSpectral(_Preset):
     """(XXᵀ)^(-1/2) X, from the Gram matrix of the rows. Arguments as :class:`Equivariant`."""
 
+    _preset = "LeftSpectral"
+
 
 class Hybrid(_Preset):
     """Unit rows, then polar, or the other way round. Arguments as :class:`Equivariant`."""
+
+    _preset = "Hybrid"
 
 
 def _signature_of(cls: type) -> inspect.Signature:

@@ -170,20 +170,41 @@ TEST(Routing, BadOverrides) {
   expect_raises<c10::ValueError>({"muon", "original"}, [] { role_options("dense", "muon"); });
 }
 
-struct Tied : nn::Module {
-  Tied() {
-    embedding = register_module("embedding", nn::Embedding(7, 6));
-    register_parameter("head", embedding->weight);
+struct TiedLinearImpl : nn::LinearImpl {
+  explicit TiedLinearImpl(const torch::Tensor& shared)
+      : LinearImpl(nn::LinearOptions(shared.size(1), shared.size(0)).bias(false)) {
+    weight = parameters_["weight"] = shared;
   }
-  nn::Embedding embedding = nullptr;
 };
 
-TEST(Routing, SharedParametersAreTakenOnce) {
-  const auto model = std::make_shared<Tied>();
-  // Its first name is "head", a parameter of no module that says a role.
-  const auto groups = param_groups(*model, {{"head", role_options("embedding")}});
-  ASSERT_EQ(groups.size(), 1u);
-  EXPECT_EQ(groups[0].params().size(), 1u);
+TEST(Routing, TiedHeadIsTheEmbeddingWhicheverComesFirst) {
+  for (const bool head_first : {false, true}) {
+    const nn::Embedding embedding(7, 6);
+    const auto head = std::make_shared<TiedLinearImpl>(embedding->weight);
+    nn::Module model;
+    if (head_first) model.register_module("head", head);
+    model.register_module("embedding", embedding);
+    if (!head_first) model.register_module("head", head);
+    const auto options = found(model);
+    ASSERT_EQ(options.size(), 1u);
+    EXPECT_EQ(options.begin()->first, head_first ? "head.weight" : "embedding.weight");
+    EXPECT_EQ(options.begin()->second.role(), "embedding");
+    // Both are its names.
+    for (const char* name : {"head.weight", "*ding.weight"}) {
+      const auto chosen = found(model, {{name, EquivariantOptions().lr_scale(3.0)}});
+      EXPECT_EQ(chosen.begin()->second.lr_scale(), 3.0) << name;
+    }
+  }
+}
+
+TEST(Routing, DifferentUsesOfOneParameterAreUndecided) {
+  const nn::Embedding embedding(7, 6);
+  nn::Module model;
+  model.register_module("embedding", embedding);
+  model.register_parameter("other", embedding->weight);  // of no module that says a role
+  expect_raises<c10::ValueError>({"other, embedding.weight [7, 6]"}, [&] { param_groups(model); });
+  const auto options = found(model, {{"other", EquivariantOptions().role("embedding")}});
+  EXPECT_EQ(options.size(), 1u);
 }
 
 TEST(Routing, FrozenParametersAreLeftOut) {

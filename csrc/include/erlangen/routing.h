@@ -31,11 +31,13 @@ using Overrides = std::vector<std::pair<std::string, EquivariantOptions>>;
 //   Linear, Bilinear             dense
 //   Conv1d ... ConvTranspose3d   dense, flattened; a matrix for each group; depthwise: other
 //   MultiheadAttention           attention, per head
+//   TransformerEncoderLayer, TransformerDecoderLayer   mlp_in and mlp_out for its linear layers
 //   RNN, LSTM, GRU (and cells)   dense, per gate
 //   every tensor of less than two dimensions (biases, norms): other
 // What a type cannot tell (an LM head, a router, the experts of a stack, a fused projection, a
 // parameter of the caller's own module) is told by `overrides`, in which `role` brings the role's
-// options along. A parameter that two modules share is taken once, under its first name.
+// options along. A parameter that several modules share is taken once, under its first name, and
+// overrides may call it by any of its names; an Embedding's that is a Linear's too is an embedding.
 // Raises c10::ValueError that lists every parameter without a role; for an override that matches
 // nothing; and for a module without parameters that require gradients.
 std::vector<torch::optim::OptimizerParamGroup> param_groups(const torch::nn::Module& module,
