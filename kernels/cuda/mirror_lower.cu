@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "launch.cuh"
 #include "mirror_lower.cuh"
 #include "symmetric_product_tiles.h"
 
@@ -40,8 +41,8 @@ cudaError_t launch_mirror(void* data, int64_t batch, int64_t n, int64_t row, int
                           cudaStream_t stream) {
   const int64_t tiles = batch * lower_tiles(tiles_of(n, kTile));
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, 1 << 16));
-  mirror<T><<<blocks, kTile * kRows, 0, stream>>>(static_cast<T*>(data), batch, n, row, matrix);
-  return cudaGetLastError();
+  return launch(blocks, kTile * kRows, 0, stream, mirror<T>, static_cast<T*>(data), batch, n, row,
+                matrix);
 }
 
 }  // namespace
