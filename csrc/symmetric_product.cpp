@@ -229,6 +229,7 @@ void symmetric_product_out(const at::Tensor& out, const at::Tensor& c, const at:
     const auto product = arguments(out, c, a, b, beta, alpha);
     route = symmetric_route(capability_of(out), out.scalar_type(), out.size(1),
                             kernels::cuda::symmetric_product_supports(product));
+    // The build has no wgmma kernel yet; mma.sync runs on Hopper too.
     if (route == SymmetricRoute::mma_sync || route == SymmetricRoute::wgmma) {
       C10_CUDA_CHECK(kernels::cuda::symmetric_product(
           product, c10::cuda::getCurrentCUDAStream(out.get_device())));

@@ -14,7 +14,7 @@ enum class SymmetricRoute {
   plain,     // the whole product, by ATen
   strips,    // by ATen, a strip of rows after the other, each up to the diagonal only
   mma_sync,  // kernels/cuda/symmetric_product.cu
-  wgmma,     // kernels/cuda/symmetric_product_sm90.cu
+  wgmma,     // Hopper's own tensor-core instructions
 };
 
 // The table of routes, for n×n results. `capability` is that of the CUDA device (90 for sm_90), 0
