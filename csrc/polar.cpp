@@ -1,15 +1,16 @@
 #include "polar.h"
 
+#include "polar_iteration.h"
 #include "reference.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/baddbmm.h>
 #include <ATen/ops/linalg_eigh.h>
 #include <ATen/ops/linalg_svd.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/maximum.h>
+#include <ATen/ops/mul.h>
 #include <ATen/ops/where.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
@@ -77,46 +78,6 @@ const std::map<std::string, CoefficientSet>& coefficient_sets() {
       {"cubic", {15, {{1.5, -0.5, 0.0}}}},
   };
   return sets;
-}
-
-// x [B, k, l] through X ← aX + (bA + cA²)X with A = XXᵀ.
-at::Tensor standard_iteration(at::Tensor x, const Triples& steps) {
-  for (const auto& [a, b, c] : steps) {
-    const at::Tensor gram = at::matmul(x, x.mT());
-    const at::Tensor polynomial = at::baddbmm(gram, gram, gram, /*beta=*/b, /*alpha=*/c);
-    x = at::baddbmm(x, polynomial, x, /*beta=*/a, /*alpha=*/1.0);
-  }
-  return x;
-}
-
-// The same polynomials on the k×k Gram matrix alone: Y = XXᵀ, Z = I; T = aI + bR + cR² of R = ZY;
-// Y ← YT, Z ← TZ, and X ← ZX at the end. Rounding errors in Y act on σ² and grow with every step,
-// so the iteration starts again from X every `period` steps; measured in float32, with period 3,
-// the result is as accurate as the standard form. `a` stays out of the products: forming aI + …
-// in half precision would round the rest away.
-at::Tensor gram_iteration(at::Tensor x, const Triples& steps, size_t period) {
-  const auto symmetric = [](const at::Tensor& t) { return (t + t.mT()).mul_(0.5); };
-  at::Tensor y, z;
-  for (size_t i = 0; i < steps.size(); ++i) {
-    const auto& [a, b, c] = steps[i];
-    const bool first = i % period == 0;
-    const bool last = i % period == period - 1 || i + 1 == steps.size();
-    if (first) y = at::matmul(x, x.mT());
-    const at::Tensor r = first ? y : at::matmul(z, y);
-    const at::Tensor t = at::baddbmm(r, r, r, /*beta=*/b, /*alpha=*/c);  // T − aI
-    if (first) {
-      z = t.clone();
-      z.diagonal(0, -2, -1).add_(a);
-    } else {
-      z = symmetric(at::baddbmm(z, t, z, /*beta=*/a, /*alpha=*/1.0));
-    }
-    if (last) {
-      x = at::matmul(z, x);
-    } else {
-      y = symmetric(at::baddbmm(y, y, t, /*beta=*/a, /*alpha=*/1.0));
-    }
-  }
-  return x;
 }
 
 // Divides where the divisor is not zero.
@@ -213,13 +174,13 @@ at::Tensor polar(const at::Tensor& x, Side side, const PolarOptions& options) {
       norm = at::maximum(norm,
                          reference::power_of_two(-exponent, norm.scalar_type()) * options.ns_eps);
     }
-    const at::Tensor unit = (cast * safe_reciprocal(norm, norm.eq(0.0))).to(dtype).contiguous();
-    const Triples steps = iteration_steps(options);
-    // Below l/k = 2 the Gram form does not pay; a one-sided rule is defined by its Gram matrix.
-    const bool gram = options.ns_method == "gram" ||
-                      (options.ns_method == "auto" && (side != Side::shorter || l >= 2 * k));
-    const bool half = dtype == at::kHalf || dtype == at::kBFloat16;
-    result = gram ? gram_iteration(unit, steps, half ? 2 : 3) : standard_iteration(unit, steps);
+    result = empty_matrices(cast.sizes(), cast.options());
+    at::mul_out(result, cast, safe_reciprocal(norm, norm.eq(0.0)));
+    // A one-sided rule is defined by its Gram matrix.
+    const bool gram =
+        options.ns_method == "gram" ||
+        (options.ns_method == "auto" && (side != Side::shorter || gram_form_is_cheaper(k, l)));
+    polar_iteration(result, iteration_steps(options), gram);
   }
   result = result.to(x.scalar_type());
   return transposed ? result.mT() : result;

@@ -1,8 +1,7 @@
 // The polar factor U·Vᵀ of a batch of matrices, by matrix products or exactly.
 //
 // Polynomials: Muon (Jordan), You Jiacheng, Polar Express (arXiv 2505.16932), DeepSeek-V4, and the
-// cubic Newton-Schulz iteration. Gram form: the coupled iteration of Guo and Higham (2006) for
-// C^(-1/2) with those polynomials, restarted as in Dao-AILab's gram-newton-schulz.
+// cubic Newton-Schulz iteration. Gram form: Dao-AILab's gram-newton-schulz, with its restarts.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -28,10 +28,10 @@ def roundoff(dtype: torch.dtype) -> float:
 
 
 def is_gram(rule: str, ns_method: str, m: int, n: int) -> bool:
-    """Whether ns_method="auto" goes through the Gram matrix: one-sided rules and 2:1 shapes."""
+    """Whether ns_method="auto" goes through the Gram matrix: one-sided rules and 3:2 shapes."""
     one_sided = rule in ("right_spectral", "left_spectral")
     return ns_method == "gram" or (
-        ns_method == "auto" and (one_sided or max(m, n) >= 2 * min(m, n))
+        ns_method == "auto" and (one_sided or 2 * max(m, n) >= 3 * min(m, n))
     )
 
 
@@ -52,24 +52,28 @@ class _Noisy:
         noise = torch.randn(walk.shape, generator=self.generator, dtype=a.dtype)
         return self.rounded(plus + a @ b + walk * noise)
 
+    def symmetric(self, a: Tensor, b: Tensor, plus: Tensor | float = 0.0) -> Tensor:
+        """A product known to be symmetric: what is above the diagonal is a copy of what is below."""
+        lower = self.product(a, b, plus).tril()
+        return lower + lower.tril(-1).mT
+
     def standard(self, x: Tensor, steps: list) -> Tensor:
         for a, b, c in steps:
-            gram = self.product(x, x.mT)
-            x = self.product(self.product(c * gram, gram, b * gram), x, a * x)
+            gram = self.symmetric(x, x.mT)
+            x = self.product(self.symmetric(c * gram, gram, b * gram), x, a * x)
         return x
 
     def gram(self, x: Tensor, steps: list, period: int) -> Tensor:
-        """The coupled iteration, started again every `period` steps."""
+        """Gram Newton-Schulz, started again every `period` steps."""
         for first in range(0, len(steps), period):
-            y = self.product(x, x.mT)
-            z = torch.eye(y.shape[-1], dtype=x.dtype).expand_as(y)
-            for i, (a, b, c) in enumerate(steps[first : first + period]):
-                r = self.product(z, y) if i else y
-                t = self.product(c * r, r, b * r)
-                z = self.product(t, z, a * z)
-                y = self.product(y, t, a * y)
-                z, y = (z + z.mT) / 2, (y + y.mT) / 2
-            x = self.product(z, x)
+            r = self.symmetric(x, x.mT)
+            q = torch.eye(r.shape[-1], dtype=x.dtype).expand_as(r)
+            for a, b, c in steps[first : first + period]:
+                z = self.symmetric(c * r, r, b * r)
+                q = self.symmetric(q, z, a * q)
+                rz = self.symmetric(r, z, a * r)
+                r = self.symmetric(z, rz, a * rz)
+            x = self.product(q, x)
         return x
 
 

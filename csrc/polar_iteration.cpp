@@ -1,0 +1,142 @@
+#include "polar_iteration.h"
+
+#include "symmetric_product.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace erlangen {
+
+namespace {
+
+// On the CPU matrices are taken in groups of about so many elements: few enough to stay in a core's
+// cache through the iteration, enough to be worth the calls.
+constexpr int64_t kGroupElements = 1 << 16;
+
+// Steps of the Gram form between restarts. Rounding errors of R act on σ² and grow with every step.
+// Started again from X every third step, float32 is as accurate as the standard form down to
+// σ = 1e-3; half precision needs it every second step, or R gets negative eigenvalues, which the
+// polynomials blow up.
+size_t restart_period(at::ScalarType dtype) {
+  return dtype == at::kHalf || dtype == at::kBFloat16 ? 2 : 3;
+}
+
+// Memory for the iteration of a batch of k×l matrices, reused by all steps and all groups.
+struct Scratch {
+  at::Tensor wide;                   // [B, k, l]
+  std::array<at::Tensor, 5> square;  // [B, k, k]
+
+  Scratch(const at::Tensor& x, int64_t batch, bool gram) {
+    const int64_t k = x.size(1), l = x.size(2);
+    wide = empty_matrices({batch, k, l}, x.options());
+    for (size_t i = 0; i < (gram ? 5 : 2); ++i) {
+      square[i] = empty_matrices({batch, k, k}, x.options());
+    }
+  }
+
+  // The same memory for the first matrices of the batch.
+  Scratch first(int64_t batch) const {
+    Scratch result = *this;
+    result.wide = wide.narrow(0, 0, batch);
+    for (size_t i = 0; i < square.size() && square[i].defined(); ++i) {
+      result.square[i] = square[i].narrow(0, 0, batch);
+    }
+    return result;
+  }
+};
+
+// X ← aX + (bA + cA²)X with A = XXᵀ. The result is in x or in the scratch memory, and returned.
+at::Tensor standard_form(at::Tensor x, const PolynomialSteps& steps, Scratch s) {
+  const at::Tensor &gram = s.square[0], &polynomial = s.square[1];
+  for (const auto& [a, b, c] : steps) {
+    symmetric_product_out(gram, {}, x, x, /*beta=*/0.0, /*alpha=*/1.0);
+    symmetric_product_out(polynomial, gram, gram, gram, /*beta=*/b, /*alpha=*/c);
+    product_out(s.wide, x, polynomial, x, /*beta=*/a, /*alpha=*/1.0);
+    std::swap(x, s.wide);
+  }
+  return x;
+}
+
+// The same polynomials on the k×k Gram matrix alone. With R = XXᵀ, Q = I and, in each step,
+// Z = bR + cR²: Q ← QZ + aQ and R ← (Z + aI)R(Z + aI), as RZ + aR and then Z·RZ + a·RZ; at the end
+// X ← QX. All of them are polynomials in R, so symmetric and commuting. `a` stays out of the
+// products: forming Z + aI in half precision would round Z away.
+at::Tensor gram_form(at::Tensor x, const PolynomialSteps& steps, Scratch s) {
+  auto& [r, z, rz, q, q_next] = s.square;
+  const size_t period = restart_period(x.scalar_type());
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const auto& [a, b, c] = steps[i];
+    const bool first = i % period == 0;
+    const bool last = i % period == period - 1 || i + 1 == steps.size();
+    if (first) symmetric_product_out(r, {}, x, x, /*beta=*/0.0, /*alpha=*/1.0);
+    symmetric_product_out(z, r, r, r, /*beta=*/b, /*alpha=*/c);
+    if (first) {
+      q.copy_(z);
+      q.diagonal(0, -2, -1).add_(a);
+    } else {
+      symmetric_product_out(q_next, q, q, z, /*beta=*/a, /*alpha=*/1.0);
+      std::swap(q, q_next);
+    }
+    if (last) {
+      product_out(s.wide, {}, q, x, /*beta=*/0.0, /*alpha=*/1.0);
+      std::swap(x, s.wide);
+    } else {
+      symmetric_product_out(rz, r, r, z, /*beta=*/a, /*alpha=*/1.0);
+      symmetric_product_out(r, rz, z, rz, /*beta=*/a, /*alpha=*/1.0);
+    }
+  }
+  return x;
+}
+
+void iterate(const at::Tensor& x, const PolynomialSteps& steps, bool gram, const Scratch& scratch) {
+  const at::Tensor result = gram ? gram_form(x, steps, scratch) : standard_form(x, steps, scratch);
+  if (!result.is_same(x)) x.copy_(result);
+}
+
+}  // namespace
+
+bool gram_form_is_cheaper(int64_t k, int64_t l) {
+  // A step of the standard form is two symmetric products (lk² and k³ multiplications, half of them
+  // where only a triangle is computed) and one that is not, lk². In the Gram form a segment between
+  // restarts takes one symmetric and one other product of lk², and symmetric ones of k³: five in
+  // two steps, nine in three. Both are equal at l = k with triangles, at l = 1.5 k without, whether
+  // the period is two or three. Between the two the standard form has fewer and larger products.
+  return 2 * l >= 3 * k;
+}
+
+at::Tensor empty_matrices(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  const int64_t per_16_bytes = std::max<int64_t>(1, 16 / options.dtype().itemsize());
+  const int64_t cols = sizes.back();
+  // ATen's CPU products want rows without gaps.
+  const int64_t row =
+      options.device().is_cpu() ? cols : (cols + per_16_bytes - 1) / per_16_bytes * per_16_bytes;
+  return at::empty({sizes[0], sizes[1], row}, options).narrow(2, 0, cols);
+}
+
+void polar_iteration(const at::Tensor& x, const PolynomialSteps& steps, bool gram) {
+  const int64_t batch = x.size(0), k = x.size(1), l = x.size(2);
+  if (x.numel() == 0) return;
+  const int64_t group = std::clamp<int64_t>(kGroupElements / (k * std::max(k, l)), 1, batch);
+  const int64_t groups = (batch + group - 1) / group;
+  // Whole iterations side by side need no barriers; where there are fewer of them than threads,
+  // each product is cut up instead.
+  if (!x.is_cpu() || groups < at::get_num_threads()) {
+    iterate(x, steps, gram, Scratch(x, batch, gram));
+    return;
+  }
+  at::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowADInplaceOrView no_autograd;  // threads do not inherit no_grad
+    const Scratch scratch(x, group, gram);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t size = std::min(group, batch - i * group);
+      iterate(x.narrow(0, i * group, size), steps, gram, scratch.first(size));
+    }
+  });
+}
+
+}  // namespace erlangen

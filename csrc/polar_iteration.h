@@ -1,0 +1,25 @@
+// The iterations that make singular values one by matrix products alone.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <vector>
+
+namespace erlangen {
+
+// Coefficients (a, b, c) of a·σ + b·σ³ + c·σ⁵, one triple a step.
+using PolynomialSteps = std::vector<std::array<double, 3>>;
+
+// Whether the Gram form needs fewer operations for k×l matrices.
+bool gram_form_is_cheaper(int64_t k, int64_t l);
+
+// Overwrites each matrix of x [B, k, l], of Frobenius norm at most 1, with what the polynomials
+// make of its singular values; `gram` takes the Gram form. All products and all scratch memory have
+// x's type. A matrix's result does not depend on the others.
+void polar_iteration(const at::Tensor& x, const PolynomialSteps& steps, bool gram);
+
+// Uninitialised, and laid out as the symmetric product likes it: rows at multiples of 16 bytes.
+at::Tensor empty_matrices(at::IntArrayRef sizes, const at::TensorOptions& options);
+
+}  // namespace erlangen

@@ -1,0 +1,256 @@
+#include "symmetric_product.h"
+
+#include "kernels/cpu/mirror_lower.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/baddbmm.h>
+#include <ATen/ops/where.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <atomic>
+
+#ifdef ERLANGEN_CUDA
+#include <ATen/cuda/CUDAContextLight.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "kernels/cuda/mirror_lower.cuh"
+#include "kernels/cuda/symmetric_product.cuh"
+#endif
+
+namespace erlangen {
+
+namespace {
+
+std::atomic<int64_t> products_by_kernel = 0;
+
+// Rows of a strip on the CPU. Its shape is fixed, so that a result depends neither on the number
+// of threads nor on the batch.
+constexpr int64_t kStripRows = 128;
+// From here on a matrix is cut into strips on the CPU. Below, matrices are multiplied in batches:
+// a call of its own for each strip would cost more than the product.
+constexpr int64_t kSmallestCutOnCpu = 256;
+// Strips on CUDA: 10/16 of a full product in four launches.
+constexpr int64_t kStripsOnCuda = 4;
+
+bool is_half(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
+
+// out ← beta·c + alpha·a·b, in 2-D or 3-D.
+void aten_product_out(at::Tensor out, const at::Tensor& c, const at::Tensor& a, const at::Tensor& b,
+                      double beta, double alpha) {
+  const at::Tensor& self = beta == 0.0 ? out : c;
+  if (out.dim() == 2) {
+    at::addmm_out(out, self, a, b, beta, alpha);
+  } else {
+    at::baddbmm_out(out, self, a, b, beta, alpha);
+  }
+}
+
+at::Tensor part(const at::Tensor& t, int64_t dim, int64_t begin, int64_t end) {
+  return t.defined() ? t.narrow(dim, begin, end - begin) : t;
+}
+
+// ---- CPU. Every call of ATen runs in one thread: what the libraries below do with more of them
+// depends on their number and on the batch.
+
+// f(begin, end) over parts of [0, count), in parallel unless that is going on already. An idle
+// second part keeps a lone one in a parallel region, and so in one thread.
+template <typename F>
+void parallel_parts(int64_t count, F&& f) {
+  at::parallel_for(0, std::max<int64_t>(count, 2), 1, [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowADInplaceOrView no_autograd;  // threads do not inherit no_grad
+    if (begin < count) f(begin, std::min(end, count));
+  });
+}
+
+// Of the strips of one matrix, the one that is taken at place `i`: short and long ones in turn, so
+// that neighbours, which one thread takes, are about as long as others.
+int64_t strip_at(int64_t i, int64_t strips) { return i % 2 == 0 ? i / 2 : strips - 1 - i / 2; }
+
+// f(matrix, first row, end row) for each strip of each matrix.
+template <typename F>
+void parallel_strips(int64_t batch, int64_t rows, F&& f) {
+  const int64_t strips = (rows + kStripRows - 1) / kStripRows;
+  parallel_parts(batch * strips, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = strip_at(i % strips, strips) * kStripRows;
+      f(i / strips, first, std::min(first + kStripRows, rows));
+    }
+  });
+}
+
+void mirror_on_cpu(const at::Tensor& out, int64_t matrix, int64_t begin, int64_t end) {
+  auto* data = static_cast<char*>(out.data_ptr()) + matrix * out.stride(0) * out.element_size();
+  kernels::cpu::mirror_lower(data, out.stride(1), static_cast<int>(out.element_size()), begin, end);
+}
+
+void symmetric_on_cpu(const at::Tensor& out, const at::Tensor& c, const at::Tensor& a,
+                      const at::Tensor& b, double beta, double alpha, SymmetricRoute route) {
+  const int64_t batch = out.size(0), n = out.size(1);
+  if (route == SymmetricRoute::plain) {
+    parallel_parts(batch, [&](int64_t begin, int64_t end) {
+      aten_product_out(part(out, 0, begin, end), part(c, 0, begin, end), part(a, 0, begin, end),
+                       part(b, 0, begin, end).mT(), beta, alpha);
+      for (int64_t i = begin; i < end; ++i) mirror_on_cpu(out, i, 0, n);
+    });
+    return;
+  }
+  parallel_strips(batch, n, [&](int64_t matrix, int64_t first, int64_t end) {
+    const auto corner = [&](const at::Tensor& t) {
+      return t.defined() ? part(part(t[matrix], 0, first, end), 1, 0, end) : t;
+    };
+    aten_product_out(corner(out), corner(c), part(a[matrix], 0, first, end),
+                     part(b[matrix], 0, 0, end).mT(), beta, alpha);
+    mirror_on_cpu(out, matrix, first, end);
+  });
+}
+
+void product_on_cpu(const at::Tensor& out, const at::Tensor& c, const at::Tensor& a,
+                    const at::Tensor& b, double beta, double alpha) {
+  const int64_t batch = out.size(0), rows = out.size(1);
+  if (rows < kSmallestCutOnCpu) {
+    parallel_parts(batch, [&](int64_t begin, int64_t end) {
+      aten_product_out(part(out, 0, begin, end), part(c, 0, begin, end), part(a, 0, begin, end),
+                       part(b, 0, begin, end), beta, alpha);
+    });
+    return;
+  }
+  parallel_strips(batch, rows, [&](int64_t matrix, int64_t first, int64_t end) {
+    const auto strip = [&](const at::Tensor& t) {
+      return t.defined() ? part(t[matrix], 0, first, end) : t;
+    };
+    aten_product_out(strip(out), strip(c), strip(a), b[matrix], beta, alpha);
+  });
+}
+
+// ---- CUDA and other devices
+
+#ifdef ERLANGEN_CUDA
+int capability_of(const at::Tensor& t) {
+  if (!t.is_cuda()) return 0;
+  const cudaDeviceProp* properties = at::cuda::getDeviceProperties(t.device().index());
+  return 10 * properties->major + properties->minor;
+}
+
+kernels::cuda::SymmetricProduct arguments(const at::Tensor& out, const at::Tensor& c,
+                                          const at::Tensor& a, const at::Tensor& b, double beta,
+                                          double alpha) {
+  const bool has_c = beta != 0.0;
+  return {
+      .a = a.const_data_ptr(),
+      .b = b.const_data_ptr(),
+      .c = has_c ? c.const_data_ptr() : nullptr,
+      .d = out.data_ptr(),
+      .batch = out.size(0),
+      .n = out.size(1),
+      .k = a.size(2),
+      .a_row = a.stride(1),
+      .b_row = b.stride(1),
+      .c_row = has_c ? c.stride(1) : 0,
+      .d_row = out.stride(1),
+      .a_batch = a.stride(0),
+      .b_batch = b.stride(0),
+      .c_batch = has_c ? c.stride(0) : 0,
+      .d_batch = out.stride(0),
+      .alpha = static_cast<float>(alpha),
+      .beta = static_cast<float>(beta),
+      .dtype = out.scalar_type() == at::kHalf ? kernels::DType::float16 : kernels::DType::bfloat16};
+}
+#endif
+
+void mirror(const at::Tensor& out) {
+#ifdef ERLANGEN_CUDA
+  if (out.is_cuda()) {
+    C10_CUDA_CHECK(kernels::cuda::mirror_lower(
+        out.data_ptr(), out.size(0), out.size(1), out.stride(1), out.stride(0),
+        static_cast<int>(out.element_size()), c10::cuda::getCurrentCUDAStream(out.get_device())));
+    return;
+  }
+#endif
+  const at::Tensor index = at::arange(out.size(1), out.options().dtype(at::kLong));
+  out.copy_(at::where(index.unsqueeze(1).ge(index), out, out.mT()));
+}
+
+void symmetric_by_strips(const at::Tensor& out, const at::Tensor& c, const at::Tensor& a,
+                         const at::Tensor& b, double beta, double alpha) {
+  const int64_t n = out.size(1);
+  // Rounded up to what keeps the rows of each strip at multiples of 16 bytes.
+  const int64_t rows = ((n + kStripsOnCuda - 1) / kStripsOnCuda + 63) / 64 * 64;
+  for (int64_t first = 0; first < n; first += rows) {
+    const int64_t end = std::min(first + rows, n);
+    const auto corner = [&](const at::Tensor& t) {
+      return part(part(t, 1, first, end), 2, 0, end);
+    };
+    aten_product_out(corner(out), corner(c), part(a, 1, first, end), part(b, 1, 0, end).mT(), beta,
+                     alpha);
+  }
+}
+
+}  // namespace
+
+int64_t symmetric_kernel_count() { return products_by_kernel; }
+
+SymmetricRoute symmetric_route(int capability, at::ScalarType dtype, int64_t n, bool aligned) {
+  using enum SymmetricRoute;
+  if (capability == 0) {
+    // Measured with one thread against the whole product, k = n: float32 1.2 at 256 (bfloat16 0.9),
+    // 1.5 at 512 (1.2), 1.7 at 1024 (1.5). ATen's float16 products are too slow to matter.
+    if (dtype == at::kHalf) return plain;
+    return n >= (dtype == at::kBFloat16 ? 2 * kSmallestCutOnCpu : kSmallestCutOnCpu) ? strips
+                                                                                     : plain;
+  }
+  // Float32 and float64 have no tensor-core kernel of ours; cuBLAS fills the device from about
+  // here.
+  if (!is_half(dtype) || !aligned || capability < 80) return n >= 1024 ? strips : plain;
+  // Hopper: mma.sync reaches about 60 % of its tensor cores, wgmma all. A tile of it is 128 rows.
+  if (capability / 10 == 9) return n >= 256 ? wgmma : mma_sync;
+  // Data-centre Blackwell: only tcgen05 products, cuBLAS's, are fast; a small one waits for its
+  // launches anyway, and the kernel is one where ATen and the mirror are two.
+  if (capability / 10 == 10) return n >= 1024 ? strips : mma_sync;
+  // Ampere, Ada, consumer Blackwell: mma.sync is what cuBLAS runs too.
+  return mma_sync;
+}
+
+void symmetric_product_out(const at::Tensor& out, const at::Tensor& c, const at::Tensor& a,
+                           const at::Tensor& b, double beta, double alpha) {
+  if (out.numel() == 0) return;
+  if (out.is_cpu()) {
+    const auto route = symmetric_route(0, out.scalar_type(), out.size(1), true);
+    return symmetric_on_cpu(out, c, a, b, beta, alpha, route);
+  }
+  SymmetricRoute route = SymmetricRoute::plain;
+#ifdef ERLANGEN_CUDA
+  if (out.is_cuda()) {
+    const auto product = arguments(out, c, a, b, beta, alpha);
+    route = symmetric_route(capability_of(out), out.scalar_type(), out.size(1),
+                            kernels::cuda::symmetric_product_supports(product));
+    // The build has no wgmma kernel yet; mma.sync runs on Hopper too.
+    if (route == SymmetricRoute::mma_sync || route == SymmetricRoute::wgmma) {
+      C10_CUDA_CHECK(kernels::cuda::symmetric_product(
+          product, c10::cuda::getCurrentCUDAStream(out.get_device())));
+      ++products_by_kernel;
+      return;
+    }
+  }
+#endif
+  if (route == SymmetricRoute::strips) {
+    symmetric_by_strips(out, c, a, b, beta, alpha);
+  } else {
+    aten_product_out(out, c, a, b.mT(), beta, alpha);
+  }
+  mirror(out);
+}
+
+void product_out(const at::Tensor& out, const at::Tensor& c, const at::Tensor& a,
+                 const at::Tensor& b, double beta, double alpha) {
+  if (out.numel() == 0) return;
+  if (out.is_cpu()) return product_on_cpu(out, c, a, b, beta, alpha);
+  aten_product_out(out, c, a, b, beta, alpha);
+}
+
+}  // namespace erlangen

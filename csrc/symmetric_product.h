@@ -1,0 +1,38 @@
+// Products of a batch of matrices into a tensor that is already there, and those whose result is
+// known to be symmetric, of which only half is computed.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+namespace erlangen {
+
+// How a symmetric product is computed. Whatever the way, the part above the diagonal is a copy of
+// the part below.
+enum class SymmetricRoute {
+  plain,     // the whole product, by ATen
+  strips,    // by ATen, a strip of rows after the other, each up to the diagonal only
+  mma_sync,  // kernels/cuda/symmetric_product.cu
+  wgmma,     // Hopper's own tensor-core instructions
+};
+
+// The table of routes, for n×n results. `capability` is that of the CUDA device (90 for sm_90), 0
+// on a CPU; `aligned`: whether all rows lie at multiples of 16 bytes. It does not know the size of
+// the batch, so that a matrix's result does not depend on what else is in it.
+SymmetricRoute symmetric_route(int capability, at::ScalarType dtype, int64_t n, bool aligned);
+
+// out ← beta·c + alpha·a·bᵀ for a, b [B, n, k] and c, out [B, n, n], where c and the result are
+// symmetric up to rounding: b = a, or both symmetric and commuting. With beta = 0, c is not read
+// and may be undefined. out must not share memory with the others.
+void symmetric_product_out(const at::Tensor& out, const at::Tensor& c, const at::Tensor& a,
+                           const at::Tensor& b, double beta, double alpha);
+
+// out ← beta·c + alpha·a·b, any product.
+void product_out(const at::Tensor& out, const at::Tensor& c, const at::Tensor& a,
+                 const at::Tensor& b, double beta, double alpha);
+
+// How many symmetric products ran in a kernel of our own. For tests.
+int64_t symmetric_kernel_count();
+
+}  // namespace erlangen

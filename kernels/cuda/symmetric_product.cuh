@@ -1,0 +1,51 @@
+// Batched matrix products whose result is known to be symmetric, on CUDA:
+//
+//   D = alpha * A * B^T + beta * C        A, B: n x k    C, D: n x n, symmetric
+//
+// as in X X^T, b A + c A^2 of a symmetric A, and Q Z + a Q of symmetric matrices that commute. Only
+// tiles on and below the diagonal are computed, half the work of a full product; each is stored
+// twice, as it is and mirrored, so that D is symmetric to the last bit.
+
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "../types.h"
+
+namespace erlangen::kernels::cuda {
+
+// Strides are counted in elements; those between matrices may be 0 for a and b. Products are summed
+// in float32 and D is rounded once. Below the diagonal D is what the formula gives, above it is the
+// mirror. C is read on and below the diagonal only, and not at all when beta is 0 (it may then be
+// null). D must not overlap A, B or C.
+struct SymmetricProduct {
+  const void* a;
+  const void* b;
+  const void* c;
+  void* d;
+  int64_t batch, n, k;
+  int64_t a_row, b_row, c_row, d_row;  // from row to row; a row's elements are contiguous
+  int64_t a_batch, b_batch, c_batch, d_batch;
+  float alpha, beta;
+  DType dtype;  // of all four: bfloat16 or float16
+};
+
+// Whether the kernels take these operands: half precision, and every row at a multiple of 16 bytes.
+// n and k are free.
+inline bool symmetric_product_supports(const SymmetricProduct& p) {
+  const auto aligned = [&](const void* data, int64_t row, int64_t batch) {
+    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && (p.n == 1 || row % 8 == 0) &&
+           (p.batch == 1 || batch % 8 == 0);
+  };
+  return (p.dtype == DType::bfloat16 || p.dtype == DType::float16) &&
+         aligned(p.a, p.a_row, p.a_batch) && aligned(p.b, p.b_row, p.b_batch) &&
+         aligned(p.d, p.d_row, p.d_batch) && (p.beta == 0.0f || aligned(p.c, p.c_row, p.c_batch));
+}
+
+// With mma.sync and cp.async, for sm_80 and everything newer. Nothing waits for the device. A
+// matrix's result does not depend on the others of its batch.
+cudaError_t symmetric_product(const SymmetricProduct& product, cudaStream_t stream);
+
+}  // namespace erlangen::kernels::cuda
