@@ -231,6 +231,8 @@ struct Build {
 
   using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop,
                                                       Epilogue, LowerTriangle>;
+  static_assert(Kernel::SharedStorageSize <= cutlass::arch::sm90_smem_capacity_bytes,
+                "shared memory");
 };
 
 // Both functions are linear in the bits of their arguments, so that powers of two tell all.
