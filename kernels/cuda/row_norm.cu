@@ -7,6 +7,8 @@
 
 #include <algorithm>
 
+#include "launch.cuh"
+#include "ptx.cuh"
 #include "row_norm.cuh"
 #include "row_norm_device.cuh"
 #include "row_norm_tiles.h"
@@ -121,6 +123,7 @@ __global__ void __launch_bounds__(block_threads(kThreads), kThreadsOnSM / block_
         if (c < cols) {
           g[b] = load_pack<Param, kWidth>(row.grad + c);
           m[b] = load_pack<Momentum, kWidth>(row.momentum + c);
+          // Brings the parameter towards the chip while the row is still being summed.
           if (kThreads > kWarp) prefetch(row.param + c);
         }
       }
@@ -284,8 +287,8 @@ __global__ void __launch_bounds__(kLongRowThreads)
 using Kernel = void (*)(RowTable, RowNormOptions);
 
 // As many blocks as the device holds at once; each goes on to further rows.
-cudaError_t launch(Kernel kernel, int threads, int rows_per_block, const RowTable& table,
-                   const RowNormOptions& options, cudaStream_t stream) {
+cudaError_t launch_on_all(Kernel kernel, int threads, int rows_per_block, const RowTable& table,
+                          const RowNormOptions& options, cudaStream_t stream) {
   int device = 0;
   int sms = 0;
   int blocks_on_sm = 0;
@@ -297,16 +300,16 @@ cudaError_t launch(Kernel kernel, int threads, int rows_per_block, const RowTabl
   if (error != cudaSuccess) return error;
   const int64_t needed = (rows_in(table) + rows_per_block - 1) / rows_per_block;
   const int64_t held = static_cast<int64_t>(sms) * std::max(blocks_on_sm, 1);
-  kernel<<<static_cast<unsigned>(std::min(needed, held)), threads, 0, stream>>>(table, options);
-  return cudaGetLastError();
+  return launch(static_cast<unsigned>(std::min(needed, held)), threads, 0, stream, kernel, table,
+                options);
 }
 
 template <typename Param, typename Momentum, int kThreads, int kWidth, int kPacks>
 cudaError_t launch_in_registers(const RowTable& table, const RowNormOptions& options,
                                 cudaStream_t stream) {
   constexpr int kBlock = block_threads(kThreads);
-  return launch(row_norm_in_registers<Param, Momentum, kThreads, kWidth, kPacks>, kBlock,
-                kBlock / kThreads, table, options, stream);
+  return launch_on_all(row_norm_in_registers<Param, Momentum, kThreads, kWidth, kPacks>, kBlock,
+                       kBlock / kThreads, table, options, stream);
 }
 
 template <typename Param, typename Momentum>
@@ -320,8 +323,8 @@ cudaError_t launch_rows(const RowTable& table, const RowNormOptions& options, bo
     if (cols <= kWarp * kValues) {
       return launch_in_registers<Param, Momentum, kWarp, 1, kValues>(table, options, stream);
     }
-    return launch(row_norm_in_two_passes<Param, Momentum, 1>, kLongRowThreads, 1, table, options,
-                  stream);
+    return launch_on_all(row_norm_in_two_passes<Param, Momentum, 1>, kLongRowThreads, 1, table,
+                         options, stream);
   }
   // Short rows take few registers, so that more warps keep the memory busy.
   if (cols <= kWarp * kValues / 4) {
@@ -342,8 +345,8 @@ cudaError_t launch_rows(const RowTable& table, const RowNormOptions& options, bo
   if (cols <= 512 * 2 * kValues) {
     return launch_in_registers<Param, Momentum, 512, kWidth, 2 * kPacks>(table, options, stream);
   }
-  return launch(row_norm_in_two_passes<Param, Momentum, kWidth>, kLongRowThreads, 1, table, options,
-                stream);
+  return launch_on_all(row_norm_in_two_passes<Param, Momentum, kWidth>, kLongRowThreads, 1, table,
+                       options, stream);
 }
 
 template <typename Param, typename Momentum>

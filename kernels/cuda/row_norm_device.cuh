@@ -53,11 +53,6 @@ __device__ __forceinline__ void store_pack(const Pack<T, kWidth>& pack, T* data)
   *reinterpret_cast<Pack<T, kWidth>*>(data) = pack;
 }
 
-// Brings the parameter towards the chip while the row is still being summed; takes no register.
-__device__ __forceinline__ void prefetch(const void* data) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(data));
-}
-
 // ---- Sums over the threads of a row. Every thread gets the same result, bit for bit: in the
 // butterfly both partners add the same two numbers.
 

@@ -7,9 +7,11 @@ from conftest import CMake, cpp_skips
 
 
 def test_cpp(cmake_build, pytestconfig, tmp_path):
-    results = tmp_path / "results.xml"
-    cmake = CMake(os.environ | {"GTEST_OUTPUT": f"xml:{results}"})
+    # A directory: one file for each test program.
+    cmake = CMake(os.environ | {"GTEST_OUTPUT": f"xml:{tmp_path}/"})
     cmake.run("ctest", "--test-dir", cmake_build, "--no-tests=error", "--output-on-failure")
-    suites = ElementTree.parse(results).getroot()
-    assert int(suites.get("tests")) > 0 and int(suites.get("failures")) == 0
-    pytestconfig.stash[cpp_skips] = len(suites.findall(".//skipped"))
+    programs = [ElementTree.parse(file).getroot() for file in tmp_path.glob("*.xml")]
+    assert len(programs) == 2
+    for suites in programs:
+        assert int(suites.get("tests")) > 0 and int(suites.get("failures")) == 0
+    pytestconfig.stash[cpp_skips] = sum(len(suites.findall(".//skipped")) for suites in programs)
