@@ -4,9 +4,10 @@
 // diagonal twice, from the same registers: as it is, and into a column-major view of D.
 //
 // What is proven how. The kernel has not been run on a GPU yet.
-//   - That every element of D is written exactly once: the scheduler's arithmetic, enumerated on
-//   the
+//   - That every element of D is written exactly once: the scheduler's arithmetic, enumerated on the
 //     host in tests/cpp/symmetric_product_sm90_tiles_test.cpp.
+//   - What follows the kernel, on the host after one with loops in place of wgmma and TMA:
+//     tests/cpp/symmetric_product_sm90_cuda_test.cpp.
 //   - That partial sums are added at the right place: static_assert below, against CUTLASS's layout
 //     of the accumulators.
 //   - wgmma and TMA in the machine code, no spills, no local memory:
@@ -26,22 +27,14 @@
 
 #include <cstring>
 
+#include "symmetric_product_sm90_finish.cuh"
+
 namespace erlangen::kernels::cuda {
 namespace sm90 {
 
 // ---- Scheduler: CUTLASS asks it for the next tile, and for the steps of k that belong to it
 
 struct LowerTriangle {};  // its name for CUTLASS
-
-struct Schedule {
-  Triangle triangle;
-  int32_t pairs;
-  int32_t units;  // of the whole batch
-  int32_t parts;
-  int32_t part_steps;
-  int32_t last_steps;  // of the last part
-  float* partials;
-};
 
 class Scheduler {
  public:
@@ -253,77 +246,6 @@ static_assert(
     accumulators_are_where_we_think<typename Build<cutlass::half_t, 1>::Mainloop::TiledMma>(),
     "layout of the accumulators");
 
-// ---- Second kernels
-
-template <typename Element>
-struct Output {
-  const Element* c;
-  Element* d;
-  int64_t n, c_row, d_row, c_batch, d_batch;
-  float alpha, beta;
-};
-
-// Adds the parts of k in order and stores the sum on both sides. A block takes a quarter of a tile,
-// 32 columns.
-constexpr int kQuarters = 4;
-template <typename Element>
-__global__ void __launch_bounds__(kMmaThreads)
-    add_parts(const __grid_constant__ Schedule schedule,
-              const __grid_constant__ Output<Element> out) {
-  const int32_t index = blockIdx.x / 2;
-  const int rank = blockIdx.x % 2;
-  const Pair pair = pair_at(schedule.triangle, index);
-  if (row_of(pair, rank) >= schedule.triangle.rows) return;
-  const int64_t rows = static_cast<int64_t>(row_of(pair, rank)) * kBlock;
-  const int64_t columns = static_cast<int64_t>(pair.column) * kBlock;
-  const Element* c = out.c + blockIdx.z * out.c_batch;
-  Element* d = out.d + blockIdx.z * out.d_batch;
-
-  constexpr int kValues = kPartialFloats / kMmaThreads / kQuarters;
-  const int first = blockIdx.y * kValues;
-  float sums[kValues] = {};
-  for (int part = 0; part < schedule.parts; ++part) {
-    const float* from =
-        schedule.partials +
-        partial_offset(schedule.parts, schedule.pairs, blockIdx.z, part, index, rank) +
-        first * kMmaThreads + threadIdx.x;
-#pragma unroll
-    for (int v = 0; v < kValues; ++v) sums[v] += from[v * kMmaThreads];
-  }
-#pragma unroll
-  for (int v = 0; v < kValues; ++v) {
-    const int64_t i = rows + accumulator_row(threadIdx.x, first + v);
-    const int64_t j = columns + accumulator_column(threadIdx.x, first + v);
-    if (i >= out.n || j >= out.n || (rows == columns && i < j)) continue;
-    float x = out.alpha * sums[v];
-    if (out.beta != 0.0f) x = fmaf(out.beta, static_cast<float>(c[i * out.c_row + j]), x);
-    const Element y = static_cast<Element>(x);
-    d[i * out.d_row + j] = y;
-    d[j * out.d_row + i] = y;
-  }
-}
-
-// Copies the lower half of the squares on the diagonal to the upper one. A block takes 32 rows of a
-// square.
-constexpr int kPatch = 32;
-template <typename Element>
-__global__ void __launch_bounds__(kPatch* kPatch)
-    mirror_diagonal(Element* d, int64_t n, int64_t d_row, int64_t d_batch, int square) {
-  __shared__ Element patch[kPatch][kPatch + 2];
-  d += blockIdx.z * d_batch;
-  const int64_t corner = static_cast<int64_t>(blockIdx.x) * square;
-  const int64_t rows = corner + blockIdx.y * kPatch;
-  for (int64_t columns = corner; columns <= rows; columns += kPatch) {
-    if (rows + threadIdx.y < n && columns + threadIdx.x < n) {
-      patch[threadIdx.y][threadIdx.x] = d[(rows + threadIdx.y) * d_row + columns + threadIdx.x];
-    }
-    __syncthreads();
-    const int64_t i = rows + threadIdx.x, j = columns + threadIdx.y;
-    if (i < n && j < i) d[j * d_row + i] = patch[threadIdx.x][threadIdx.y];
-    __syncthreads();
-  }
-}
-
 // ---- Launch
 
 // Whether two operands' memory has a byte in common, taken from first to last.
@@ -337,18 +259,9 @@ bool overlap(const SymmetricProduct& p, const void* x, int64_t x_row, int64_t x_
          reinterpret_cast<uintptr_t>(x) < end(p.d, p.d_row, p.d_batch, p.n);
 }
 
-Schedule schedule_for(const SymmetricProduct& p, void* workspace) {
+Schedule schedule_of(const SymmetricProduct& p, void* workspace) {
   const bool gram = symmetric_product_is_gram(p);
-  const Plan plan = plan_for(p.n, p.k, gram);
-  Schedule s;
-  s.triangle = triangle_of(p.n, plan.width, gram);
-  s.pairs = pairs_of(s.triangle);
-  s.parts = plan.parts;
-  s.units = static_cast<int32_t>(p.batch * s.parts * s.pairs);
-  s.part_steps = plan.part_steps;
-  s.last_steps = static_cast<int32_t>((p.k + kStepK - 1) / kStepK) - (s.parts - 1) * s.part_steps;
-  s.partials = static_cast<float*>(workspace);
-  return s;
+  return schedule_for(plan_for(p.n, p.k, gram), p.n, p.k, p.batch, gram, workspace);
 }
 
 // An encoded descriptor is not all zeros, one that the driver refused is.
@@ -419,41 +332,19 @@ cudaError_t multiply(const SymmetricProduct& p, const Schedule& schedule, cudaSt
 }
 
 template <typename Element>
-cudaError_t launch(const SymmetricProduct& p, void* workspace, cudaStream_t stream) {
-  const Schedule schedule = schedule_for(p, workspace);
-  cudaError_t error = schedule.triangle.width == 1 ? multiply<Element, 1>(p, schedule, stream)
-                                                   : multiply<Element, 2>(p, schedule, stream);
-  if (error != cudaSuccess) return error;
-  // A grid's third dimension ends at 65535.
-  for (int64_t first = 0; first < p.batch; first += 65535) {
-    const unsigned matrices =
-        static_cast<unsigned>(p.batch - first < 65535 ? p.batch - first : 65535);
-    Element* d = static_cast<Element*>(p.d) + first * p.d_batch;
-    if (schedule.parts > 1) {
-      Schedule rest = schedule;
-      rest.partials += partial_offset(schedule.parts, schedule.pairs, first, 0, 0, 0);
-      const Element* c = static_cast<const Element*>(p.c);
-      if (p.beta != 0.0f) c += first * p.c_batch;
-      const Output<Element> out = {c,         d,         p.n,     p.c_row, p.d_row,
-                                   p.c_batch, p.d_batch, p.alpha, p.beta};
-      add_parts<<<dim3(2 * schedule.pairs, kQuarters, matrices), kMmaThreads, 0, stream>>>(rest,
-                                                                                           out);
-    } else if (!symmetric_product_is_gram(p)) {
-      const int square = kBlock * schedule.triangle.width;
-      mirror_diagonal<<<dim3(schedule.triangle.columns, square / kPatch, matrices),
-                        dim3(kPatch, kPatch), 0, stream>>>(d, p.n, p.d_row, p.d_batch, square);
-    }
-    error = cudaGetLastError();
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
+cudaError_t multiply(const SymmetricProduct& p, void* workspace, cudaStream_t stream) {
+  const Schedule schedule = schedule_of(p, workspace);
+  const cudaError_t error = schedule.triangle.width == 1
+                                ? multiply<Element, 1>(p, schedule, stream)
+                                : multiply<Element, 2>(p, schedule, stream);
+  return error == cudaSuccess ? symmetric_product_sm90_finish(p, schedule, stream) : error;
 }
 
 }  // namespace sm90
 
 size_t symmetric_product_sm90_workspace(const SymmetricProduct& p) {
   if (!symmetric_product_sm90_supports(p)) return 0;
-  const sm90::Schedule s = sm90::schedule_for(p, nullptr);
+  const sm90::Schedule s = sm90::schedule_of(p, nullptr);
   if (s.parts == 1) return 0;
   return sizeof(float) *
          sm90::partial_offset(s.parts, s.pairs, static_cast<int32_t>(p.batch), 0, 0, 0);
@@ -467,8 +358,8 @@ cudaError_t symmetric_product_sm90(const SymmetricProduct& p, void* workspace,
       (workspace == nullptr && symmetric_product_sm90_workspace(p) > 0)) {
     return cudaErrorInvalidValue;
   }
-  return p.dtype == DType::float16 ? sm90::launch<cutlass::half_t>(p, workspace, stream)
-                                   : sm90::launch<cutlass::bfloat16_t>(p, workspace, stream);
+  return p.dtype == DType::float16 ? sm90::multiply<cutlass::half_t>(p, workspace, stream)
+                                   : sm90::multiply<cutlass::bfloat16_t>(p, workspace, stream);
 }
 
 }  // namespace erlangen::kernels::cuda

@@ -223,6 +223,33 @@ inline Plan plan_for(int64_t n, int64_t k, bool equal_operands) {
   return best;
 }
 
+// What the kernels are given.
+struct Schedule {
+  Triangle triangle;
+  int32_t pairs;  // of a matrix
+  int32_t parts;
+  int32_t part_steps;
+  int32_t last_steps;  // of the last part
+  int32_t units;       // of the whole batch
+  bool
+      whole_squares;  // both halves of the diagonal squares come out alike: nothing to mirror there
+  float* partials;
+};
+
+inline Schedule schedule_for(const Plan& plan, int64_t n, int64_t k, int64_t batch,
+                             bool equal_operands, void* workspace) {
+  Schedule s;
+  s.triangle = triangle_of(n, plan.width, equal_operands);
+  s.pairs = pairs_of(s.triangle);
+  s.parts = plan.parts;
+  s.part_steps = plan.part_steps;
+  s.last_steps = static_cast<int32_t>((k + kStepK - 1) / kStepK) - (s.parts - 1) * s.part_steps;
+  s.units = static_cast<int32_t>(batch * s.parts * s.pairs);
+  s.whole_squares = equal_operands;
+  s.partials = static_cast<float*>(workspace);
+  return s;
+}
+
 // The time of a full product in the better of the same two tiles over that of the symmetric one,
 // for one matrix alone. 1.0 at n = 2048 (k <= 2048), 1.7 at 4096, where waves of 132 are nearly
 // full; tends to 2. More matrices fill their waves better.
