@@ -4,15 +4,15 @@
 // diagonal twice, from the same registers: as it is, and into a column-major view of D.
 //
 // What is proven how. The kernel has not been run on a GPU yet.
-//   - That every element of D is written exactly once: the scheduler's arithmetic, enumerated on the
-//     host in tests/cpp/symmetric_product_sm90_tiles_test.cpp.
-//   - What follows the kernel, on the host after one with loops in place of wgmma and TMA:
-//     tests/cpp/symmetric_product_sm90_cuda_test.cpp.
-//   - That partial sums are added at the right place: static_assert below, against CUTLASS's layout
-//     of the accumulators.
-//   - wgmma and TMA in the machine code, no spills, no local memory:
-//   tests/python/test_cuda_build.py.
-//   - Tails of n and k, by the rules of TMA: what lies outside of a matrix is read as 0 and not
+//   - Every element of D is written exactly once: the scheduler's arithmetic, enumerated on the
+//     host (tests/cpp/symmetric_product_sm90_tiles_test.cpp).
+//   - What follows the kernel: on the host, after loops in place of wgmma and TMA
+//     (tests/cpp/symmetric_product_sm90_cuda_test.cpp).
+//   - Partial sums are added where they belong: static_assert below, against CUTLASS's layout of
+//     the accumulators.
+//   - wgmma and TMA in the machine code, neither spills nor local memory: the compiler's report and
+//     the disassembly (tests/python/test_cuda_build.py).
+//   - Tails of n and k: by the rules of TMA. What lies outside of a matrix is read as 0 and not
 //     written, element by element.
 //   - Not proven: speed, the estimates of plan_for, and that two elements whose factors are
 //     exchanged come out of wgmma with equal bits.
@@ -224,8 +224,7 @@ struct Build {
 
   using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop,
                                                       Epilogue, LowerTriangle>;
-  static_assert(Kernel::SharedStorageSize <= cutlass::arch::sm90_smem_capacity_bytes,
-                "shared memory");
+  static_assert(Kernel::SharedStorageSize <= 227 * 1024, "shared memory of a block");
 };
 
 // Both functions are linear in the bits of their arguments, so that powers of two tell all.
@@ -247,6 +246,8 @@ static_assert(
     "layout of the accumulators");
 
 // ---- Launch
+
+namespace {
 
 // Whether two operands' memory has a byte in common, taken from first to last.
 bool overlap(const SymmetricProduct& p, const void* x, int64_t x_row, int64_t x_batch,
@@ -340,9 +341,12 @@ cudaError_t multiply(const SymmetricProduct& p, void* workspace, cudaStream_t st
   return error == cudaSuccess ? symmetric_product_sm90_finish(p, schedule, stream) : error;
 }
 
+}  // namespace
 }  // namespace sm90
 
-size_t symmetric_product_sm90_workspace(const SymmetricProduct& p) {
+// Everything else in this file is hidden: torch has a CUTLASS of its own, of another version.
+__attribute__((visibility("default"))) size_t symmetric_product_sm90_workspace(
+    const SymmetricProduct& p) {
   if (!symmetric_product_sm90_supports(p)) return 0;
   const sm90::Schedule s = sm90::schedule_of(p, nullptr);
   if (s.parts == 1) return 0;
@@ -350,8 +354,9 @@ size_t symmetric_product_sm90_workspace(const SymmetricProduct& p) {
          sm90::partial_offset(s.parts, s.pairs, static_cast<int32_t>(p.batch), 0, 0, 0);
 }
 
-cudaError_t symmetric_product_sm90(const SymmetricProduct& p, void* workspace,
-                                   cudaStream_t stream) {
+__attribute__((visibility("default"))) cudaError_t symmetric_product_sm90(const SymmetricProduct& p,
+                                                                          void* workspace,
+                                                                          cudaStream_t stream) {
   if (!symmetric_product_sm90_supports(p) || sm90::overlap(p, p.a, p.a_row, p.a_batch, p.k) ||
       sm90::overlap(p, p.b, p.b_row, p.b_batch, p.k) ||
       (p.beta != 0.0f && sm90::overlap(p, p.c, p.c_row, p.c_batch, p.n)) ||
