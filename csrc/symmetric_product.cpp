@@ -8,6 +8,7 @@
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/baddbmm.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/where.h>
 #include <c10/util/Exception.h>
 
@@ -21,6 +22,9 @@
 
 #include "kernels/cuda/mirror_lower.cuh"
 #include "kernels/cuda/symmetric_product.cuh"
+#ifdef ERLANGEN_SM90
+#include "kernels/cuda/symmetric_product_sm90.cuh"
+#endif
 #endif
 
 namespace erlangen {
@@ -229,7 +233,19 @@ void symmetric_product_out(const at::Tensor& out, const at::Tensor& c, const at:
     const auto product = arguments(out, c, a, b, beta, alpha);
     route = symmetric_route(capability_of(out), out.scalar_type(), out.size(1),
                             kernels::cuda::symmetric_product_supports(product));
-    // The build has no wgmma kernel yet; mma.sync runs on Hopper too.
+#ifdef ERLANGEN_SM90
+    if (route == SymmetricRoute::wgmma && kernels::cuda::symmetric_product_sm90_supports(product) &&
+        kernels::cuda::symmetric_product_sm90_is_meant_for(product)) {
+      const auto bytes =
+          static_cast<int64_t>(kernels::cuda::symmetric_product_sm90_workspace(product));
+      const at::Tensor workspace = at::empty({bytes}, out.options().dtype(at::kByte));
+      C10_CUDA_CHECK(kernels::cuda::symmetric_product_sm90(
+          product, workspace.data_ptr(), c10::cuda::getCurrentCUDAStream(out.get_device())));
+      ++products_by_kernel;
+      return;
+    }
+#endif
+    // Without CUTLASS there is no wgmma kernel; mma.sync runs on Hopper too.
     if (route == SymmetricRoute::mma_sync || route == SymmetricRoute::wgmma) {
       C10_CUDA_CHECK(kernels::cuda::symmetric_product(
           product, c10::cuda::getCurrentCUDAStream(out.get_device())));

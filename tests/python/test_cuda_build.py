@@ -1,0 +1,104 @@
+"""What the compiler made of the CUDA kernels, read from the installed library: no GPU needed."""
+
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections import defaultdict
+from pathlib import Path
+
+import erlangen
+import pytest
+from erlangen._build import INFO
+
+LIBRARY = Path(erlangen.__file__).parent / "lib/liberlangen.so"
+
+# Kernels that may use local memory: part of the name, and why.
+LOCAL_MEMORY: dict[str, str] = {}
+
+# Part of a kernel's name, and what has to be in its machine code: for which architectures, and the
+# instructions. HMMA and HGMMA multiply matrices, UTMALDG and UTMASTG are TMA's loads and stores.
+INSTRUCTIONS = {
+    "symmetric_product_kernel": (r"(?!90a)\d+[af]?", ["HMMA", "LDGSTS", "LDSM"]),
+}
+if INFO["wgmma"]:
+    INSTRUCTIONS["LowerTriangle"] = ("90a", ["HGMMA", "UTMALDG", "UTMALDG.*MULTICAST", "UTMASTG"])
+
+
+def asked_for() -> set[str]:
+    """Architectures of which there must be machine code: 80 and 80-real, not 80-virtual."""
+    names = [name for name in INFO["architectures"] if not name.endswith("-virtual")]
+    return {name.removesuffix("-real") for name in names}
+
+
+def cuobjdump(*options: str) -> str:
+    """From the CUDA toolkit in PATH, or from the Python package nvidia-cuda-cuobjdump."""
+    program = shutil.which("cuobjdump")
+    if program is None:
+        packaged = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/cuobjdump"))
+        assert packaged, "no cuobjdump: pip install nvidia-cuda-cuobjdump"
+        program = str(packaged[-1])
+    done = subprocess.run([program, *options, LIBRARY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def resources() -> dict[str, dict[str, dict[str, int]]]:
+    """{architecture: {kernel: {"REG": 40, "STACK": 0, ...}}}"""
+    found = defaultdict(dict)
+    architecture = kernel = None
+    for line in cuobjdump("--dump-resource-usage").splitlines():
+        if match := re.match(r"arch = sm_(\w+)", line):
+            architecture = match[1]
+        elif match := re.match(r"\s*Function (\S+):", line):
+            kernel = match[1]
+        elif kernel and "REG:" in line:
+            counts = re.findall(r"(\w+)(?:\[\d+\])?:(\d+)", line)
+            found[architecture][kernel] = {name: int(count) for name, count in counts}
+            kernel = None
+    return found
+
+
+if not INFO["cuda"]:
+
+    def test_no_kernels():
+        assert INFO["architectures"] == [] and not INFO["wgmma"]
+        sections = subprocess.run(["readelf", "-S", LIBRARY], capture_output=True, text=True)
+        assert ".text" in sections.stdout and "nv_fatbin" not in sections.stdout
+
+else:
+
+    def test_architectures(resources):
+        """Each kernel for each architecture; those with wgmma for 90a only."""
+        assert asked_for() and set(resources) == asked_for()
+        for architecture, kernels in resources.items():
+            others = {name for name in kernels if "sm90" not in name}
+            assert others == {name for name in resources[min(resources)] if "sm90" not in name}
+            wgmma = any("LowerTriangle" in name for name in kernels)
+            assert wgmma == (INFO["wgmma"] and architecture == "90a")
+
+    def test_no_local_memory(resources):
+        """Neither registers spilled nor arrays that are indexed at run time."""
+        used = [
+            (architecture, kernel, counts)
+            for architecture, kernels in resources.items()
+            for kernel, counts in kernels.items()
+            if counts["STACK"] or counts["LOCAL"]
+            if not any(name in kernel for name in LOCAL_MEMORY)
+        ]
+        assert not used
+
+    @pytest.mark.parametrize("name", INSTRUCTIONS)
+    def test_instructions(resources, name):
+        pattern, instructions = INSTRUCTIONS[name]
+        for architecture in [a for a in resources if re.fullmatch(pattern, a)]:
+            kernels = [kernel for kernel in resources[architecture] if name in kernel]
+            assert kernels
+            for kernel in kernels:
+                code = cuobjdump("--dump-sass", "-arch", f"sm_{architecture}", "-fun", kernel)
+                for instruction in instructions:
+                    assert re.search(rf"\b{instruction}\b", code), (architecture, kernel)
+                # Loads and stores of local memory, should the report have kept silent of them.
+                if not any(exempt in kernel for exempt in LOCAL_MEMORY):
+                    assert not re.search(r"\b(LDL|STL)\b", code), (architecture, kernel)
