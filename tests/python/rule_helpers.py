@@ -118,12 +118,19 @@ def check_steps(
     grad_template: Tensor | None = None,
     grads: list[Tensor] | None = None,
     count: int = 2,
+    group: dict | None = None,
     **more,
 ) -> None:
-    """Each step of the optimizer against the oracle's, from the state the library is in."""
+    """Each step of the optimizer against the oracle's, from the state the library is in.
+
+    Args:
+        group: what the optimizer is told, if not every option of `step`.
+        more: options besides those of `step`.
+    """
     start = torch.randn(shape, dtype=torch.float64).to(dtype).to(device)
     param = torch.nn.Parameter(start if template is None else like(start, template))
-    optimizer = erlangen.Equivariant([{"params": [param], **options_of(step), **more}])
+    group = options_of(step) if group is None else group
+    optimizer = erlangen.Equivariant([{"params": [param], **group, **more}])
     grads = grads or [torch.randn(shape, dtype=torch.float64) for _ in range(count)]
     m = torch.zeros(shape, dtype=torch.float64)
     for number, g in enumerate(grads):
