@@ -27,6 +27,11 @@ def roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
+def nonzero(sizes: Tensor) -> Tensor:
+    """Norms or singular values without those that are float64's rounding of zero."""
+    return sizes[sizes > sizes.max() * 1e-12]
+
+
 def is_gram(rule: str, ns_method: str, m: int, n: int) -> bool:
     """Whether ns_method="auto" goes through the Gram matrix: one-sided rules and 3:2 shapes."""
     one_sided = rule in ("right_spectral", "left_spectral")
@@ -77,13 +82,19 @@ class _Noisy:
         return x
 
 
-def polar_spread(
-    x: Tensor, rule: Rule, dtype: torch.dtype, gram: bool, input_error: float = 0.0
-) -> float:
-    """Frobenius tolerance of rule's polar factor of x, with products in `dtype`.
+def polar_errors(
+    x: Tensor,
+    rule: Rule,
+    dtype: torch.dtype,
+    gram: bool,
+    input_error: float = 0.0,
+    samples: int = SAMPLES,
+) -> Tensor:
+    """Samples of the error of rule's polar factor of x, with products in `dtype`.
 
     Args:
         input_error: relative (Frobenius) error that x already carries.
+        samples: a norm of many entries needs few, single entries need more.
     """
     x = x.double()
     exact = polar(x, rule.steps, rule.norm_at_least)
@@ -93,9 +104,9 @@ def polar_spread(
     )
     generator = torch.Generator().manual_seed(1)
     if norm == 0:
-        return 0.0
+        return torch.zeros(samples, *x.shape, dtype=x.dtype)
     noisy = _Noisy(dtype, generator)
-    error = torch.randn((SAMPLES, *x.shape), generator=generator, dtype=x.dtype)
+    error = torch.randn((samples, *x.shape), generator=generator, dtype=x.dtype)
     error = error / error.norm(dim=(-2, -1), keepdim=True)
     given = x + error * (input_error * float(x.norm()))
     unit = noisy.rounded(noisy.rounded(given / norm))  # the cast, and division by the norm
@@ -103,8 +114,12 @@ def polar_spread(
     # Restarts as documented: every 2 steps in half precision, every 3 else.
     period = 2 if dtype in HALF else 3
     result = noisy.gram(unit, rule.steps, period) if gram else noisy.standard(unit, rule.steps)
-    result = result if left else result.mT
-    return MARGIN * float((result - exact).norm(dim=(-2, -1)).max())
+    return (result if left else result.mT) - exact
+
+
+def polar_spread(*args, **kwargs) -> float:
+    """Frobenius tolerance of what polar_errors samples."""
+    return MARGIN * float(polar_errors(*args, **kwargs).norm(dim=(-2, -1)).max())
 
 
 def input_roundoff(rule: Rule, x: Tensor, compute: torch.dtype, first: float) -> float:
@@ -115,8 +130,8 @@ def input_roundoff(rule: Rule, x: Tensor, compute: torch.dtype, first: float) ->
         error = (error + 2 * roundoff(compute)) * float(x.norm() / z.norm())
     if rule.rule == "hybrid" and rule.order == "row_then_polar":
         # A row's relative error stays what it was, plus its own norm's.
-        lengths = z.norm(dim=1)
-        spread = float(lengths.max() / lengths[lengths > 0].min()) if rule.center else 1.0
+        lengths = nonzero(z.norm(dim=1))
+        spread = float(lengths.max() / lengths.min()) if rule.center else 1.0
         error = error * spread + 4 * roundoff(compute)
         if rule.center:
             rows = row_norm(z)
@@ -144,35 +159,36 @@ def tolerance(
         return 0.0
     u = roundoff(compute)
     value = rule.direction(x)
+    # A row's relative error after its norm: sum of n squares, root, division; of columns alike.
+    unit_rows = (4 + math.sqrt(max(x.shape))) * u
     if not rule.is_polar:
-        # Sum of n squares, root, division; and the same again for each mean subtracted.
-        length = max(x.shape)
-        error = first + (4 + math.sqrt(length)) * u
+        z = rule.project(x)
         if rule.center:
-            z = rule.project(x).norm(dim=1)
-            error = error * float(x.norm(dim=1).max() / z[z > 0].min()) * 2
-        return error * math.sqrt(max(x.shape)) * max(1.0, float(value.norm()))
+            first = (first + 3 * u) * float(x.norm(dim=1).max() / nonzero(z.norm(dim=1)).min())
+        rows = row_norm(z) if rule.rule == "row_norm" else value
+        return (first + unit_rows + 3 * u * rule.center) * float(rows.norm())
     z = rule.polar_input(x)
     if rule.steps is None:
-        # Computed in float64: what is left are the errors of the input, which the smallest
-        # singular value amplifies, and of rounding the result.
-        sigma = torch.linalg.svdvals(z)
-        kept = sigma[sigma > sigma.max() * 1e-9]
-        condition = float(kept.max() / kept.min()) * math.sqrt(len(kept))
-        own = 0.0 if rule.rule == "spectral" and not rule.center else u
-        error = condition * (input_roundoff(rule, x, compute, first) + own)
-        error = 4 * error + 1e-13 * condition**2
+        # The input's errors, which the smallest singular value amplifies, and those of a float64
+        # decomposition: of z, or of a Gram matrix, whose condition is the square.
+        sigma = nonzero(torch.linalg.svdvals(z))
+        condition = float(sigma.max() / sigma.min())
+        one_sided = rule.rule in ("right_spectral", "left_spectral")
+        own = max(x.shape) * roundoff(torch.float64) * condition ** (2 if one_sided else 1)
+        given = condition * input_roundoff(rule, x, compute, first)
+        error = MARGIN * math.sqrt(len(sigma)) * (given + own)
     else:
         dtype = compute if ns_dtype == "auto" else NS_DTYPES[ns_dtype]
         gram = is_gram(rule.rule, ns_method, *x.shape)
         error = polar_spread(z, rule, dtype, gram, input_roundoff(rule, x, compute, first))
     if rule.rule == "hybrid" and rule.order == "polar_then_row":
-        lengths = polar(z, rule.steps).norm(dim=1)
-        error = 2 * error / float(lengths[lengths > 0].min()) + 4 * u * math.sqrt(len(x))
+        lengths = nonzero(polar(z, rule.steps).norm(dim=1))
+        error = 2 * error / float(lengths.min()) + unit_rows * math.sqrt(len(x))
     factor = rule.factor(x)
     # ⟨Z, U⟩ moves by at most ‖Z‖_F times the error of U, and by its own float64 sum.
     drift = 0.0
     if rule.alpha:
         base = replace(rule, alpha=1.0).factor(x)
         drift = rule.alpha * (error * float(z.norm()) / base + 4 * u)
-    return factor * (error + float(value.norm()) * (drift + 2 * u))
+    # Rounding of the result, and of its mean.
+    return factor * (error + float(value.norm()) * (drift + (5 if rule.center else 2) * u))

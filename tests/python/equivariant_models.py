@@ -122,7 +122,7 @@ class Layer(nn.Module):
 class Model(nn.Module):
     """One layer with each kind of MLP."""
 
-    def __init__(self, with_rope: bool = True):
+    def __init__(self, with_rope: bool = True, tied: bool = False):
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)
         mlps = (MLP(), ConcatenatedExperts(), InterleavedExperts())
@@ -135,6 +135,8 @@ class Model(nn.Module):
                 for linear in (getattr(module, "router", None), getattr(module, "head", None)):
                     if linear is not None:
                         linear.weight += torch.randn(WIDTH) / 2
+        if tied:
+            self.head.weight = self.embedding.weight
         self.double()
 
     def forward(self, tokens):

@@ -86,7 +86,9 @@ def polar(x: Tensor, steps: list | None, norm_at_least: float = 0.0) -> Tensor:
     else:
         norm = max(float(x.double().norm()), norm_at_least)
         gain = composed(sigma / norm, steps) if norm > 0 else torch.zeros_like(sigma)
-    return u @ torch.diag(gain) @ vh
+    # Zero rows and columns are zero, not the decomposition's rounding.
+    filled = [(x != 0).any(dim, keepdim=True) for dim in (0, 1)]
+    return u @ torch.diag(gain) @ vh * filled[0] * filled[1]
 
 
 @dataclass
@@ -262,34 +264,31 @@ class Step:
 
     def __call__(self, p: Tensor, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         """Parameter and momentum after the step."""
-        p = p.double()
         m, update = self.update(g, m)
-        decays = (p * update > 0).double() if self.decay == "cautious" else torch.ones_like(p)
-        after = p - self.lr * self.weight_decay * decays * p - self.lr * self.lr_scale * update
-        if self.support == "gradient":
-            seen = (g != 0).any(-1, keepdim=True)
-            after = torch.where(seen, after, p)
-        return after, m
+        scaled = (self.lr, self.lr_scale, self.weight_decay, self.decay, self.support)
+        return applied(p.double(), g, update, *scaled), m
 
 
-def adamw(p, g, m, v, *, step, lr, weight_decay, betas=(0.9, 0.95), eps=1e-8, lr_scale=1.0):
+def applied(p, g, update, lr, lr_scale, weight_decay, decay, support) -> Tensor:
+    """The parameter after decay and update."""
+    decays = (p * update > 0).double() if decay == "cautious" else torch.ones_like(p)
+    after = p - lr * weight_decay * decays * p - lr * lr_scale * update
+    if support == "gradient":
+        seen = (g != 0).any(-1, keepdim=True)
+        after = torch.where(seen, after, p)
+    return after
+
+
+def adamw(
+    p, g, m, v, *, step, lr, weight_decay, betas=(0.9, 0.95), eps=1e-8, lr_scale=1.0,
+    decay="decoupled", support="all",
+):  # fmt: skip
     """AdamW (Loshchilov & Hutter), bias-corrected."""
     p, g, m, v = (t.double() for t in (p, g, m, v))
     m = betas[0] * m + (1 - betas[0]) * g
     v = betas[1] * v + (1 - betas[1]) * g * g
     update = m / (1 - betas[0] ** step) / ((v / (1 - betas[1] ** step)).sqrt() + eps)
-    return p - lr * weight_decay * p - lr * lr_scale * update, m, v
-
-
-def muon(p, g, buf, *, lr, weight_decay, momentum, nesterov, steps, eps, adjust):
-    """torch.optim.Muon as documented (heavy ball as the EMA it runs), in float64."""
-    p, g = p.double(), g.double()
-    buf = momentum * buf.double() + (1 - momentum) * g
-    x = (1 - momentum) * g + momentum * buf if nesterov else buf
-    rows, cols = p.shape
-    ratio = 0.2 * math.sqrt(max(rows, cols)) if adjust == "match_rms_adamw" else None
-    ratio = math.sqrt(max(1, rows / cols)) if ratio is None else ratio
-    return p * (1 - lr * weight_decay) - lr * ratio * polar(x, steps, eps), buf
+    return applied(p, g, update, lr, lr_scale, weight_decay, decay, support), m, v
 
 
 # Inputs

@@ -4,10 +4,9 @@ import erlangen
 import pytest
 import torch
 from bounds import polar_spread, roundoff
-from oracles import DTYPES, Rule, Step, muon, steps_of
-from rule_helpers import assert_near, one_thread  # noqa: F401
+from oracles import DTYPES, RULES, Rule, Step, steps_of
+from rule_helpers import assert_near, one_thread, storage_error  # noqa: F401
 
-ADJUST = [None, "original", "match_rms_adamw"]
 JORDAN = (3.4445, -4.775, 2.0315)
 
 
@@ -20,50 +19,92 @@ def run(optimizer, param, grads):
     return result
 
 
+ARGUMENTS = [
+    {},
+    {"lr": 0.5},
+    {"weight_decay": 0.0},
+    {"weight_decay": 0.7},
+    {"momentum": 0.0},
+    {"momentum": 0.5},
+    {"nesterov": False},
+    {"ns_coefficients": (2.0, -1.5, 0.5)},
+    {"eps": 0.3},
+    {"ns_steps": 1},
+    {"ns_steps": 9},
+    {"adjust_lr_fn": "original"},
+    {"adjust_lr_fn": "match_rms_adamw"},
+    {
+        "weight_decay": 0.2,
+        "momentum": 0.8,
+        "nesterov": False,
+        "ns_coefficients": (1.5, -0.5, 0.0),
+        "eps": 0.5,
+        "ns_steps": 7,
+        "adjust_lr_fn": "match_rms_adamw",
+    },
+]
+
+
+def rule_of(ns_coefficients=JORDAN, ns_steps=5, eps=1e-7, **_):
+    steps = steps_of(ns_coefficients, ns_steps)
+    return Rule("spectral", steps=steps, norm_at_least=eps)
+
+
+def ratio_of(shape, adjust_lr_fn=None, **_):
+    if adjust_lr_fn == "match_rms_adamw":
+        return 0.2 * max(shape) ** 0.5
+    return max(1, shape[0] / shape[1]) ** 0.5
+
+
+@pytest.fixture
+def in_float64(monkeypatch):
+    """torch.optim.Muon with its iteration in float64. The clone: it goes on in place."""
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda t: t.double().clone())
+
+
 @pytest.mark.parametrize("shape", [(12, 5), (5, 12), (6, 6)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("adjust", ADJUST)
-@pytest.mark.parametrize("nesterov", [True, False])
-def test_muon_against_torchs_documented_algorithm(nesterov, adjust, dtype, shape, device):
-    """Step by step, with products in the parameter's own precision."""
-    param = torch.nn.Parameter(torch.randn(shape, dtype=dtype, device=device))
-    options = {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.9, "nesterov": nesterov}
-    optimizer = erlangen.Muon([param], adjust_lr_fn=adjust, **options)
-    rule = Rule("spectral", steps=steps_of(JORDAN), norm_at_least=1e-7)
-    buf = torch.zeros(shape, dtype=torch.float64)
-    for _ in range(4):
-        before, g = param.detach().cpu().clone(), torch.randn(shape, dtype=dtype)
-        expected, buf_after = muon(
-            before, g, buf, steps=rule.steps, eps=1e-7, adjust=adjust, **options
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
+def test_muon_is_torchs(arguments, dtype, shape, device, in_float64):
+    """Twenty steps of the two, torch's in float64 throughout.
+
+    Gradients are given, so that errors of steps add up and nothing amplifies them. A bfloat16
+    parameter is rounded once a step, and torch's then goes on from there.
+    """
+    options = {"lr": 0.1, **arguments}
+    mine = torch.nn.Parameter(torch.randn(shape).to(dtype).to(device))
+    theirs = torch.nn.Parameter(mine.detach().cpu().double())
+    optimizer, expected = erlangen.Muon([mine], **options), torch.optim.Muon([theirs], **options)
+    rule, beta = rule_of(**options), options.get("momentum", 0.95)
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    u, room = roundoff(compute), 0.0
+    for number in range(20):
+        g = torch.randn(shape).to(dtype)
+        run(optimizer, mine, [g])
+        run(expected, theirs, [g])
+        x = expected.state[theirs]["momentum_buffer"]
+        x = g.double().lerp(x, beta) if options.get("nesterov", True) else x
+        spread = polar_spread(x, rule, compute, False, input_error=4 * u)
+        room += options["lr"] * ratio_of(shape, **options) * spread + 8 * u * float(
+            theirs.detach().norm()
         )
-        (after,) = run(optimizer, param, [g])
-        x = 0.1 * g.double() + 0.9 * buf_after if nesterov else buf_after
-        u = roundoff(dtype)
-        ratio = 0.2 * max(shape) ** 0.5 if adjust == "match_rms_adamw" else None
-        ratio = ratio or max(1, shape[0] / shape[1]) ** 0.5
-        room = 0.1 * ratio * polar_spread(x, rule, dtype, False, input_error=4 * u)
-        assert_near(after, expected, room + 8 * u * float(before.norm() + expected.norm()))
-        buf = optimizer.state[param]["momentum_buffer"].cpu().double().clone()
+        stored = storage_error(dtype, theirs.detach()) if dtype == torch.bfloat16 else 0.0
+        assert_near(mine, theirs.detach(), room + stored, f"step {number}")
+        if dtype == torch.bfloat16:
+            theirs.data.copy_(mine)
+            room = 0.0
+    assert room < (1e-4 if compute == torch.float32 else 1e-12) * float(theirs.detach().norm())
 
 
-@pytest.mark.parametrize("shape", [(12, 5), (5, 12), (6, 6)], ids=str)
-@pytest.mark.parametrize("adjust", ADJUST)
-@pytest.mark.parametrize("ns_dtype", ["auto", "bfloat16"])
-def test_muon_beside_torchs_own(ns_dtype, adjust, shape, device):
-    """torch multiplies in bfloat16: within what bfloat16 products may differ, over five steps."""
-    start, grads = torch.randn(shape), [torch.randn(shape) for _ in range(5)]
+@pytest.mark.parametrize("shape", [(12, 5), (5, 12)], ids=str)
+def test_muon_in_bfloat16_beside_torchs_own(shape, device):
+    """Both multiply in bfloat16: one step, within what bfloat16 products may differ."""
+    start, g = torch.randn(shape), torch.randn(shape)
     mine, theirs = (torch.nn.Parameter(start.clone().to(device)) for _ in range(2))
-    a = run(erlangen.Muon([mine], lr=0.1, adjust_lr_fn=adjust, ns_dtype=ns_dtype), mine, grads)
-    b = run(torch.optim.Muon([theirs], lr=0.1, adjust_lr_fn=adjust), theirs, grads)
-    rule = Rule("spectral", steps=steps_of(JORDAN), norm_at_least=1e-7)
-    ratio = 0.2 * max(shape) ** 0.5 if adjust == "match_rms_adamw" else None
-    ratio = ratio or max(1, shape[0] / shape[1]) ** 0.5
-    m, room = torch.zeros(shape, dtype=torch.float64), 0.0
-    for number, g in enumerate(grads):
-        m = 0.95 * m + 0.05 * g.double()
-        spread = polar_spread(0.05 * g.double() + 0.95 * m, rule, torch.bfloat16, False)
-        room += 0.1 * ratio * spread * (2 if ns_dtype == "bfloat16" else 1) + 1e-5
-        assert_near(a[number], b[number].double(), room, f"step {number}")
+    (a,) = run(erlangen.Muon([mine], lr=0.1, ns_dtype="bfloat16"), mine, [g])
+    (b,) = run(torch.optim.Muon([theirs], lr=0.1), theirs, [g])
+    room = 2 * 0.1 * ratio_of(shape) * polar_spread(g, rule_of(), torch.bfloat16, False)
+    assert_near(a, b.double(), room + 1e-6)
 
 
 def test_muon_has_torchs_signature_and_defaults():
@@ -77,29 +118,26 @@ def test_muon_has_torchs_signature_and_defaults():
 
 
 @pytest.mark.parametrize("size", [1e-3, 1e-6, 1e-7, 1e-8, 1e-20, 0.0])
-def test_muon_shrinks_small_gradients_as_torch_does(size, device):
+def test_muon_shrinks_small_gradients_as_torch_does(size, device, in_float64):
     """eps is the least norm: below it the update is no longer of unit size."""
-    param = torch.nn.Parameter(torch.zeros(4, 6, dtype=torch.float64, device=device))
-    optimizer = erlangen.Muon([param], lr=1.0, momentum=0.0)
     g = torch.randn(4, 6, dtype=torch.float64)
     g = g / g.norm() * size
-    expected, _ = muon(
-        torch.zeros(4, 6), g, torch.zeros(4, 6), lr=1.0, weight_decay=0.1, momentum=0.0,
-        nesterov=True, steps=steps_of(JORDAN), eps=1e-7, adjust=None,
-    )  # fmt: skip
-    (after,) = run(optimizer, param, [g])
-    assert_near(after, expected, 1e-12 * float(expected.norm()))
+    results = []
+    for cls in (erlangen.Muon, torch.optim.Muon):
+        param = torch.nn.Parameter(torch.zeros(4, 6, dtype=torch.float64, device=device))
+        results += run(cls([param], lr=1.0, momentum=0.0), param, [g])
+    assert_near(results[0], results[1], 1e-12 * float(results[1].norm()))
 
 
 def test_muon_takes_batches(device):
-    """Three dimensions, which torch.optim.Muon refuses: each matrix as if alone."""
+    """Three dimensions, which torch.optim.Muon refuses: each matrix as if alone, to the bit."""
     start, g = torch.randn(3, 6, 4), torch.randn(3, 6, 4)
     stacked = torch.nn.Parameter(start.clone().to(device))
     run(erlangen.Muon([stacked], lr=0.1), stacked, [g])
     for i in range(3):
         alone = torch.nn.Parameter(start[i].clone().to(device))
         run(erlangen.Muon([alone], lr=0.1), alone, [g[i]])
-        assert torch.allclose(stacked[i], alone, rtol=1e-5, atol=1e-6)
+        assert torch.equal(stacked[i], alone)
 
 
 PRESETS = {
@@ -154,20 +192,21 @@ def test_the_scale_of_match_rms_adamw(device):
         assert float(after.pow(2).mean().sqrt()) == pytest.approx(0.2, rel=1e-6)
 
 
-def test_bits_repeat(device):
+@pytest.mark.parametrize("shape", [(9, 7), (8, 24)], ids=str)
+@pytest.mark.parametrize("rule", [*RULES, "adamw"])
+def test_bits_repeat(rule, shape, device):
     """The same start and gradients, the same bits; and whatever else is in the step."""
-    grads = [torch.randn(9, 7) for _ in range(3)]
-    start = torch.randn(9, 7)
-    for rule in ("row_norm", "spectral", "right_spectral", "left_spectral", "hybrid"):
-        results = []
-        for others in (0, 0, 1):
-            param = torch.nn.Parameter(start.clone().to(device))
-            groups = [{"params": [param], "rule": rule}]
-            extra = torch.nn.Parameter(torch.ones(5, 3, device=device))
-            extra.grad = torch.ones_like(extra)
-            groups += [{"params": [extra], "rule": rule}] * others
-            results.append(run(erlangen.Equivariant(groups, lr=0.1), param, grads)[-1])
-        assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    grads = [torch.randn(shape) for _ in range(3)]
+    start = torch.randn(shape)
+    results = []
+    for others in ([], [], [shape], [(5, 3)], [shape, shape]):  # of its shape: in one batch
+        param = torch.nn.Parameter(start.clone().to(device))
+        extra = [torch.nn.Parameter(torch.randn(other, device=device)) for other in others]
+        for p in extra:
+            p.grad = torch.randn_like(p)
+        groups = [{"params": [*extra, param], "rule": rule}]
+        results.append(run(erlangen.Equivariant(groups, lr=0.1), param, grads)[-1])
+    assert all(torch.equal(results[0], result) for result in results[1:])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

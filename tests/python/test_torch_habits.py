@@ -120,13 +120,12 @@ def test_accumulated_gradients():
     model, twin = model_of(), model_of()
     twin.load_state_dict(model.state_dict())
     optimizer, other = optimizer_of(model), optimizer_of(twin)
-    for scale in (0.25, 0.75):
-        (loss_of(model) * scale).backward()
+    for _ in range(2):
+        (loss_of(model) / 2).backward()
     loss_of(twin).backward()
     optimizer.step()
     other.step()
-    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(p, q)
+    assert all(map(same_bits, model.parameters(), twin.parameters()))
 
 
 def test_add_param_group_halfway(device):
@@ -170,14 +169,26 @@ def test_named_parameters(named):
     assert ("weight" in optimizer.explain()) == named
 
 
-def test_clip_grad_norm(device):
-    model = model_of(device)
-    optimizer = optimizer_of(model)
-    loss_of(model).backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
-    assert norm > 1e-3
-    optimizer.step()
-    assert all(p.isfinite().all() for p in model.parameters())
+@pytest.mark.parametrize("limit", [1e-3, 1e3])
+def test_clip_grad_norm(limit, device):
+    """Clipped gradients are gradients scaled by hand; PolarGrad's update scales with them."""
+    grads = [torch.randn(8, 6, dtype=torch.float64, device=device) for _ in range(2)]
+    norm = torch.cat(grads).norm()
+    coefficient = min(1.0, limit / (float(norm) + 1e-6))  # torch's
+
+    def moved(scale):
+        params = [nn.Parameter(torch.zeros_like(g)) for g in grads]
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g * (scale or 1.0)
+        if scale is None:
+            nn.utils.clip_grad_norm_(params, limit)
+        erlangen.PolarGrad(params, lr=0.1).step()
+        return torch.cat(params).detach()
+
+    clipped = moved(None)
+    assert clipped.any()
+    torch.testing.assert_close(clipped, moved(coefficient), rtol=1e-11, atol=0)
+    torch.testing.assert_close(clipped, coefficient * moved(1.0), rtol=1e-11, atol=0)
 
 
 # ---- Gradient scaling
