@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -44,25 +45,39 @@ class Text {
   std::string tokens_;
 };
 
-// The sources of the Python standard library, which Linux distributions put here: a text that most
-// machines have. Of several versions the first, because the others would repeat it.
+// Where the `python3` on PATH keeps its standard library; empty if there is none.
+inline std::filesystem::path python_library() {
+  std::FILE* answer = popen(
+      "python3 -c \"import sysconfig; print(sysconfig.get_path('stdlib'))\" 2>/dev/null", "r");
+  if (!answer) return {};
+  std::string path;
+  for (int c; (c = std::fgetc(answer)) != EOF && c != '\n';) path += static_cast<char>(c);
+  pclose(answer);
+  return path;
+}
+
+// The modules of the Python standard library: a text that most machines have. Without a python3 it
+// is looked for where Linux distributions put it; of several versions the first, because the others
+// would repeat it.
 inline std::vector<std::string> default_files() {
   namespace fs = std::filesystem;
+  std::error_code missing;
+  std::vector<fs::path> places = {python_library()};
   for (const char* parent : {"/usr/lib", "/usr/local/lib"}) {
-    std::error_code missing;
     std::vector<fs::path> versions;
     for (const auto& entry : fs::directory_iterator(parent, missing)) {
       if (entry.path().filename().string().rfind("python3", 0) == 0) versions.push_back(entry);
     }
     std::sort(versions.begin(), versions.end());
-    for (const auto& version : versions) {
-      std::vector<std::string> files;
-      for (const auto& file : fs::directory_iterator(version, missing)) {
-        if (file.path().extension() == ".py") files.push_back(file.path().string());
-      }
-      std::sort(files.begin(), files.end());
-      if (!files.empty()) return files;
+    places.insert(places.end(), versions.begin(), versions.end());
+  }
+  for (const auto& place : places) {
+    std::vector<std::string> files;
+    for (const auto& file : fs::directory_iterator(place, missing)) {
+      if (file.path().extension() == ".py") files.push_back(file.path().string());
     }
+    std::sort(files.begin(), files.end());
+    if (!files.empty()) return files;
   }
   return {};
 }

@@ -23,7 +23,7 @@ struct Options {
   double decay_fraction = 0.4;
   int64_t seed = 0;
   int64_t eval_every = 25, eval_batches = 8;
-  std::string checkpoint;
+  std::string checkpoint, metrics;
   int64_t checkpoint_every = 100;
   bool resume = false;
   int64_t stop_after = 0;
@@ -70,7 +70,7 @@ inline Argument text(const char* name, std::string& value, const char* help,
 inline std::vector<Argument> arguments(Options& o) {
   const int64_t zero = 0, one = 1;
   return {
-      text("--optimizer", o.optimizer, "equivariant or adamw, both from the same start", true),
+      text("--optimizer", o.optimizer, "equivariant, adamw or muon, all from the same start", true),
       number("--steps", o.steps, one, "of the whole run"),
       number("--batch-size", o.batch_size, one, "sequences a step"),
       number("--seq-len", o.seq_len, one, "tokens (bytes) a sequence"),
@@ -93,6 +93,7 @@ inline std::vector<Argument> arguments(Options& o) {
       number("--eval-batches", o.eval_batches, one, "of a validation", false),
       text("--checkpoint", o.checkpoint, "file to save the run to"),
       number("--checkpoint-every", o.checkpoint_every, zero, "0: at the end only", false),
+      text("--metrics", o.metrics, "file of JSON lines: losses, lr, tokens, seconds"),
       number("--stop-after", o.stop_after, zero, "end early at this step; --resume goes on", false),
       text("--device", o.device, "cpu or cuda"),
       number("--threads", o.threads, zero, "CPU threads; 0: torch's own choice", false),
@@ -115,6 +116,16 @@ inline void check(bool good, const std::string& message) {
   if (!good) throw std::runtime_error(message);
 }
 
+// Now, rather than when the file is due: it can be written, and nothing is lost by that.
+inline void check_output(const std::string& option, const std::string& file, bool resume) {
+  namespace fs = std::filesystem;
+  if (file.empty()) return;
+  check(fs::is_directory(fs::absolute(file).parent_path()),
+        option + " " + file + ": no such directory");
+  check(resume || !fs::exists(file),
+        option + " " + file + " exists: --resume goes on, or name another file");
+}
+
 inline Options parse_options(const std::vector<std::string>& words) {
   Options o;
   const auto known = arguments(o);
@@ -133,8 +144,8 @@ inline Options parse_options(const std::vector<std::string>& words) {
     }
   }
   const ModelOptions& m = o.model;
-  check(o.optimizer == "equivariant" || o.optimizer == "adamw",
-        "--optimizer " + o.optimizer + ": must be equivariant or adamw");
+  check(o.optimizer == "equivariant" || o.optimizer == "adamw" || o.optimizer == "muon",
+        "--optimizer " + o.optimizer + ": must be equivariant, adamw or muon");
   check(m.hidden_size % (2 * m.num_attention_heads) == 0,
         "--hidden-size: must be an even multiple of --num-attention-heads");
   check(m.num_attention_heads % m.num_key_value_heads == 0,
@@ -143,14 +154,9 @@ inline Options parse_options(const std::vector<std::string>& words) {
         "--num-experts-per-tok: must not be more than --num-experts");
   check(o.decay_fraction <= 1.0, "--decay-fraction: must not be more than 1");
   check(!o.resume || !o.checkpoint.empty(), "--resume: name the file with --checkpoint");
-  if (!o.checkpoint.empty()) {  // now, rather than when the first checkpoint is due
-    const std::filesystem::path file = o.checkpoint;
-    check(std::filesystem::is_directory(std::filesystem::absolute(file).parent_path()),
-          "--checkpoint " + o.checkpoint + ": no such directory");
-    check(o.resume || !std::filesystem::exists(file),
-          "--checkpoint " + o.checkpoint + " exists: --resume goes on, or name another file");
-    check(!o.resume || std::filesystem::exists(file), "--resume: no file " + o.checkpoint);
-  }
+  check(!o.resume || std::filesystem::exists(o.checkpoint), "--resume: no file " + o.checkpoint);
+  check_output("--checkpoint", o.checkpoint, o.resume);
+  check_output("--metrics", o.metrics, o.resume);
   return o;
 }
 

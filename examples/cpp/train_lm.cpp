@@ -4,7 +4,7 @@
 //   cmake -S examples/cpp -B build/train_lm -DCMAKE_PREFIX_PATH="$prefix"
 //   cmake --build build/train_lm
 //   build/train_lm/train_lm
-//   build/train_lm/train_lm --optimizer adamw      # the same start and batches, to compare
+//   build/train_lm/train_lm --optimizer adamw      # or muon: the same start and batches
 //
 // Without pip: `cmake --install` Erlangen under a prefix, and give CMAKE_PREFIX_PATH that prefix
 // and the directory of LibTorch. --help lists the options. The text is --data FILE..., or the
@@ -12,6 +12,7 @@
 //
 //   train_lm --checkpoint run.pt                   # saves the run every 100 steps
 //   train_lm --checkpoint run.pt --resume          # goes on after an interruption
+//   train_lm --metrics run.jsonl                   # each step's, as examples/train_lm.py's
 //
 // On one machine a resumed run equals the uninterrupted one bit for bit (on CPU), as the
 // fingerprint of the parameters in the last line shows.
@@ -32,7 +33,9 @@
 #include <vector>
 
 #include "data.h"
+#include "log.h"
 #include "model.h"
+#include "optimizers.h"
 #include "options.h"
 
 // FNV-1a: not for security, but two runs that differ in a bit differ here.
@@ -43,52 +46,6 @@ uint64_t fingerprint(const void* data, size_t size, uint64_t hash = 0xcbf29ce484
   return hash;
 }
 
-std::unique_ptr<torch::optim::Optimizer> make_optimizer(const LanguageModel& model,
-                                                        const Options& o) {
-  const auto groups = erlangen::param_groups(*model, overrides(o.model));
-  if (o.optimizer == "equivariant") {
-    auto optimizer = std::make_unique<erlangen::Equivariant>(
-        groups, erlangen::EquivariantOptions(o.lr).weight_decay(o.weight_decay));
-    std::cout << optimizer->explain() << "\n";
-    return optimizer;
-  }
-  // AdamW on the same groups, so that both decay the same parameters.
-  const auto defaults = torch::optim::AdamWOptions(o.lr).betas({0.9, 0.95}).weight_decay(0.0);
-  std::vector<torch::optim::OptimizerParamGroup> adamw_groups;
-  for (const auto& group : groups) {
-    const auto& equivariant = static_cast<const erlangen::EquivariantOptions&>(group.options());
-    auto options = std::make_unique<torch::optim::AdamWOptions>(defaults);
-    // Where the role leaves the decay open, it is the caller's; else the role has set it to 0.
-    if (!equivariant.is_set("weight_decay")) options->weight_decay(o.weight_decay);
-    adamw_groups.emplace_back(group.params(), std::move(options));
-  }
-  return std::make_unique<torch::optim::AdamW>(adamw_groups, defaults);
-}
-
-// Linear warm-up, constant, then linear to zero. The rate depends on the step alone, so that a
-// resumed run needs no more than to begin at its step: LibTorch's schedulers cannot be saved.
-class Schedule : public torch::optim::LRScheduler {
- public:
-  // Sets the learning rate of step `first_step`; each step() sets that of the next one.
-  Schedule(torch::optim::Optimizer& optimizer, const Options& o, int64_t first_step)
-      : LRScheduler(optimizer), options_(o) {
-    step_count_ = static_cast<unsigned>(first_step);
-    step();
-  }
-
- private:
-  // The same for all groups: what a group needs beside it is in its lr_scale.
-  std::vector<double> get_lrs() override {
-    const double step = step_count_, decay_steps = options_.decay_fraction * options_.steps;
-    const double rising = (step + 1) / std::max<int64_t>(options_.warmup_steps, 1);
-    const double falling = (options_.steps - step) / (decay_steps + 1);
-    const double factor = std::min({rising, decay_steps > 0 ? falling : 1.0, 1.0});
-    return std::vector<double>(get_current_lrs().size(), options_.lr * factor);
-  }
-
-  Options options_;
-};
-
 // Everything that makes up a run, and how it goes to a file and back.
 class Run {
  public:
@@ -96,7 +53,8 @@ class Run {
       : options_(o),
         device_(o.device),
         data_(o.data, o.batch_size, o.seq_len, o.seed),
-        validation_(data_.validation(o.eval_batches)) {
+        validation_(data_.validation(o.eval_batches)),
+        metrics_(o.metrics) {
     torch::manual_seed(o.seed);
     model_ = LanguageModel(o.model);
     model_->to(device_);
@@ -104,34 +62,49 @@ class Run {
     for (const auto& parameter : model_->parameters()) parameters += parameter.numel();
     std::cout << data_.train_text().size() << " training and " << data_.validation_text().size()
               << " validation bytes, " << parameters << " parameters\n";
-    optimizer_ = make_optimizer(model_, o);
+    optimizers_ = make_optimizers(model_, o);
     const std::string& text = data_.train_text().tokens();
     settings_ = settings(o) + "--data of hash " +
                 std::to_string(fingerprint(text.data(), text.size())) + "\n";
-    if (o.resume) load();
+    if (o.resume) {
+      load();
+    } else {
+      metrics_.begin();
+    }
   }
 
   void train() {
-    Schedule schedule(*optimizer_, options_, step_);
+    std::vector<Schedule> schedules;
+    for (auto& optimizer : optimizers_) schedules.emplace_back(*optimizer, options_, step_);
     const int64_t last =
         options_.stop_after ? std::min(options_.stop_after, options_.steps) : options_.steps;
-    double loss = std::nan(""), seconds = 0;
-    int64_t timed = 0;
-    if (step_ == 0) std::cout << "step 0  val_loss " << evaluate() << std::endl;
+    const ProgressLine progress;
+    if (step_ == 0) {
+      const Metrics start{.val_loss = evaluate()};
+      metrics_.add(start);
+      std::cout << "step 0  val_loss " << start.val_loss << std::endl;
+    }
     while (step_ < last) {
       const auto start = std::chrono::steady_clock::now();
-      loss = update();
-      schedule.step();
-      seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      ++timed;
-      ++step_;
-      if (step_ % options_.eval_every == 0 || step_ == last) {
-        std::cout << "step " << step_ << "  loss " << loss << "  val_loss " << evaluate() << "  "
-                  << seconds / timed << " s/step" << std::endl;
+      Metrics line{.lr = optimizers_[0]->param_groups()[0].options().get_lr()};
+      line.loss = update();
+      for (auto& schedule : schedules) schedule.step();
+      seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      line.step = ++step_;
+      line.tokens = step_ * options_.batch_size * options_.seq_len;
+      line.seconds = seconds_;
+      if (step_ % options_.eval_every == 0 || step_ == options_.steps) {
+        line.val_loss = evaluate();
+        progress.clear();
+        std::cout << "step " << step_ << "  loss " << line.loss << "  val_loss " << line.val_loss
+                  << "  " << seconds_ / step_ << " s/step" << std::endl;
       }
+      metrics_.add(line);
+      progress.show(line, options_.steps, seconds_ / step_);
       const bool due = options_.checkpoint_every && step_ % options_.checkpoint_every == 0;
       if (!options_.checkpoint.empty() && (due || step_ == last)) save();
     }
+    progress.clear();
     std::cout << "parameters " << std::hex << parameter_fingerprint() << std::dec << std::endl;
   }
 
@@ -143,7 +116,7 @@ class Run {
 
   // One optimizer step; returns the loss before it.
   double update() {
-    optimizer_->zero_grad();
+    for (auto& optimizer : optimizers_) optimizer->zero_grad();
     const auto loss = loss_of(data_.train(step_));
     const double value = loss.item<double>();
     if (!std::isfinite(value)) {
@@ -154,7 +127,7 @@ class Run {
     if (options_.max_grad_norm > 0) {
       torch::nn::utils::clip_grad_norm_(model_->parameters(), options_.max_grad_norm);
     }
-    optimizer_->step();
+    for (auto& optimizer : optimizers_) optimizer->step();
     return value;
   }
 
@@ -184,13 +157,18 @@ class Run {
   // dropout), so there is no more to save.
   void save() const {
     torch::serialize::OutputArchive archive;
-    torch::serialize::OutputArchive model(archive.compilation_unit());
-    torch::serialize::OutputArchive optimizer(archive.compilation_unit());
-    model_->save(model);
-    optimizer_->save(optimizer);
-    archive.write("model", model);
-    archive.write("optimizer", optimizer);
+    const auto add = [&archive](const std::string& name, const auto& part) {
+      torch::serialize::OutputArchive own(archive.compilation_unit());
+      part.save(own);
+      archive.write(name, own);
+    };
+    add("model", *model_);
+    for (size_t i = 0; i < optimizers_.size(); ++i) {
+      add("optimizer" + std::to_string(i), *optimizers_[i]);
+    }
     archive.write("step", torch::IValue(step_));
+    archive.write("seconds", torch::IValue(seconds_));
+    archive.write("metrics", torch::IValue(metrics_.lines()));
     archive.write("settings", torch::IValue(settings_));
     // Renamed when whole: an interruption while writing leaves the checkpoint before.
     const std::string unfinished = options_.checkpoint + ".tmp";
@@ -199,21 +177,30 @@ class Run {
   }
 
   void load() {
-    torch::serialize::InputArchive archive, model, optimizer;
+    torch::serialize::InputArchive archive;
     archive.load_from(options_.checkpoint, device_);
-    torch::IValue step, saved_settings;
-    archive.read("settings", saved_settings);
-    std::istringstream before(saved_settings.toStringRef()), now(settings_);
+    const auto value = [&archive](const char* name) {
+      torch::IValue result;
+      archive.read(name, result);
+      return result;
+    };
+    const auto read = [&archive](const std::string& name, auto& part) {
+      torch::serialize::InputArchive own;
+      archive.read(name, own);
+      part.load(own);
+    };
+    std::istringstream before(value("settings").toStringRef()), now(settings_);
     std::string was, is;
     while (std::getline(before, was) && std::getline(now, is)) {
       check(was == is, options_.checkpoint + " was made with " + was + ", and this run has " + is);
     }
-    archive.read("model", model);
-    model_->load(model);
-    archive.read("optimizer", optimizer);
-    optimizer_->load(optimizer);
-    archive.read("step", step);
-    step_ = step.toInt();
+    read("model", *model_);
+    for (size_t i = 0; i < optimizers_.size(); ++i) {
+      read("optimizer" + std::to_string(i), *optimizers_[i]);
+    }
+    step_ = value("step").toInt();
+    seconds_ = value("seconds").toDouble();
+    metrics_.begin(value("metrics").toStringRef());
     std::cout << "resuming after step " << step_ << "\n";
   }
 
@@ -222,9 +209,11 @@ class Run {
   Data data_;
   std::vector<Batch> validation_;
   LanguageModel model_{nullptr};
-  std::unique_ptr<torch::optim::Optimizer> optimizer_;
+  Optimizers optimizers_;
+  MetricsFile metrics_;
   std::string settings_;
-  int64_t step_ = 0;  // updates made
+  int64_t step_ = 0;    // updates made
+  double seconds_ = 0;  // spent on them
 };
 
 int main(int argc, char** argv) {
@@ -237,7 +226,7 @@ int main(int argc, char** argv) {
     Options options = parse_options(words);
     if (options.data.empty()) options.data = default_files();
     check(!options.data.empty(),
-          "no Python standard library under /usr/lib: name a text with --data FILE...");
+          "no Python standard library is here: name a text with --data FILE...");
     if (options.threads) torch::set_num_threads(static_cast<int>(options.threads));
     std::cout << std::setprecision(4);
     Run(options).train();

@@ -127,16 +127,15 @@ TEST_P(BadOption, OfAddedGroup) {
   expect_raises<c10::ValueError>(in_group(GetParam(), 2), [&] {
     optimizer->add_param_group(group_of({parameter({8, 6})}, GetParam().options));
   });
-  EXPECT_EQ(optimizer->param_groups().size(), 2u);
   expect_same(picture(*optimizer), before);
 }
 
 TEST_P(BadOption, ChangedLater) {
   const auto optimizer = live();
-  const auto before = picture(*optimizer);
   auto& options = static_cast<EquivariantOptions&>(optimizer->param_groups()[0].options());
   const EquivariantOptions good = options;
   options = GetParam().options;
+  const auto before = picture(*optimizer);
   expect_raises<c10::ValueError>(in_group(GetParam(), 0), [&] { optimizer->step(); });
   expect_same(picture(*optimizer), before);
   options = good;  // and nothing stands in the way of going on

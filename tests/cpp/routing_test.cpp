@@ -41,6 +41,10 @@ struct Everything : nn::Module {
     register_module("lstm", nn::LSTM(nn::LSTMOptions(4, 6)));
     register_module("gru", nn::GRUCell(nn::GRUCellOptions(4, 6)));
     register_module("rnn", nn::RNN(nn::RNNOptions(4, 6)));
+    register_module("encoder", nn::TransformerEncoderLayer(
+                                   nn::TransformerEncoderLayerOptions(8, 2).dim_feedforward(12)));
+    register_module("decoder", nn::TransformerDecoderLayer(
+                                   nn::TransformerDecoderLayerOptions(8, 2).dim_feedforward(12)));
   }
 };
 
@@ -64,6 +68,17 @@ TEST(Routing, RolesAndLayoutsByType) {
       {"lstm.bias_ih_l0", {"other", {}}},
       {"gru.weight_hh", {"dense", {LayoutStep::heads(3, -2)}}},
       {"rnn.weight_hh_l0", {"dense", {}}},
+      {"encoder.self_attn.in_proj_weight", {"attention", {LayoutStep::heads(6, -2)}}},
+      {"encoder.self_attn.out_proj.weight", {"attention", {LayoutStep::heads(2, -1)}}},
+      {"encoder.linear1.weight", {"mlp_in", {}}},
+      {"encoder.linear1.bias", {"other", {}}},
+      {"encoder.linear2.weight", {"mlp_out", {}}},
+      {"encoder.norm1.weight", {"other", {}}},
+      {"decoder.self_attn.in_proj_weight", {"attention", {LayoutStep::heads(6, -2)}}},
+      {"decoder.multihead_attn.in_proj_weight", {"attention", {LayoutStep::heads(6, -2)}}},
+      {"decoder.multihead_attn.out_proj.weight", {"attention", {LayoutStep::heads(2, -1)}}},
+      {"decoder.linear1.weight", {"mlp_in", {}}},
+      {"decoder.linear2.weight", {"mlp_out", {}}},
   };
   const auto model = std::make_shared<Everything>();
   const auto options = found(*model);
@@ -73,6 +88,55 @@ TEST(Routing, RolesAndLayoutsByType) {
     EXPECT_EQ(options.at(name).role(), role_and_layout.first) << name;
     EXPECT_TRUE(options.at(name).layout() == role_and_layout.second) << name;
   }
+}
+
+// As people use it: torch's encoder between a table and a head, which only an override tells apart
+// from any other linear layer.
+struct Classifier : nn::Module {
+  nn::Embedding embedding = register_module("embedding", nn::Embedding(11, 8));
+  nn::TransformerEncoder encoder = register_module(
+      "encoder",
+      nn::TransformerEncoder(nn::TransformerEncoderOptions(
+          nn::TransformerEncoderLayerOptions(8, 2).dim_feedforward(12).dropout(0.0), 2)));
+  nn::Linear head = register_module("head", nn::Linear(8, 5));
+
+  torch::Tensor forward(const torch::Tensor& tokens) {
+    return head(encoder(embedding(tokens)).mean(0));
+  }
+};
+
+TEST(Routing, TransformerEncoderOfAUser) {
+  torch::manual_seed(0);
+  Classifier model;
+  const Overrides overrides = {{"head.weight", EquivariantOptions().role("lm_head")}};
+  std::map<std::string, std::vector<std::string>> names;  // of the matrices, by role
+  for (const auto& [name, options] : found(model, overrides)) {
+    if (options.role() != "other") names[options.role()].push_back(name);
+  }
+  const std::string first = "encoder.layers.0.", second = "encoder.layers.1.";
+  const std::map<std::string, std::vector<std::string>> expected = {
+      {"embedding", {"embedding.weight"}},
+      {"lm_head", {"head.weight"}},
+      {"attention",
+       {first + "self_attn.in_proj_weight", first + "self_attn.out_proj.weight",
+        second + "self_attn.in_proj_weight", second + "self_attn.out_proj.weight"}},
+      {"mlp_in", {first + "linear1.weight", second + "linear1.weight"}},
+      {"mlp_out", {first + "linear2.weight", second + "linear2.weight"}},
+  };
+  EXPECT_EQ(names, expected);
+  EXPECT_EQ(found(model).at("head.weight").role(), "dense");
+
+  Equivariant optimizer(param_groups(model, overrides), EquivariantOptions(0.02));
+  const auto tokens = torch::arange(11).unsqueeze(0).expand({3, 11}),
+             classes = torch::arange(11) % 5;
+  const auto loss = [&] { return torch::cross_entropy_loss(model.forward(tokens), classes); };
+  const double before = loss().item<double>();
+  for (int step = 0; step < 20; ++step) {
+    optimizer.zero_grad();
+    loss().backward();
+    optimizer.step();
+  }
+  EXPECT_LT(loss().item<double>(), 0.7 * before);
 }
 
 TEST(Routing, EveryGroupSteps) {

@@ -1,6 +1,8 @@
 // torch::save and torch::load of optimizers: runs go on with equal bits, and what does not fit
 // changes nothing.
 
+#include <functional>
+#include <limits>
 #include <sstream>
 
 #include "test_helpers.h"
@@ -81,12 +83,6 @@ TEST_P(SaveLoad, GoesOnWithEqualBits) {
   }
   torch::load(loaded, file);
   expect_same(picture(loaded), picture(optimizer));
-  for (size_t g = 0; g < 2; ++g) {
-    const auto options = [&](Equivariant& o) {
-      return static_cast<const EquivariantOptions&>(o.param_groups()[g].options());
-    };
-    EXPECT_TRUE(options(loaded) == options(optimizer));
-  }
   run(optimizer, 3, 10);
   run(loaded, 3, 10);
   expect_same(picture(loaded), picture(optimizer));
@@ -125,13 +121,18 @@ TEST(SaveLoad, StateOfSomeParameters) {
   expect_same(picture(loaded), picture(optimizer));
 }
 
-// Loads the archive of `source` into `target`, which must refuse it and stay as it was.
-void expect_refused(Equivariant& source, Equivariant& target,
+std::string archive_of(const torch::optim::Optimizer& source) {
+  std::stringstream file;
+  torch::save(source, file);
+  return file.str();
+}
+
+// Loads the archive into `target`, which must refuse it and stay as it was.
+void expect_refused(const std::string& archive, Equivariant& target,
                     const std::vector<std::string>& words) {
   run(target, 2, 5);
   const auto before = picture(target);
-  std::stringstream file;
-  torch::save(source, file);
+  std::stringstream file(archive);
   expect_raises<c10::Error>(words, [&] { torch::load(target, file); });
   expect_same(picture(target), before);
   run(target, 1, 9);  // and it can go on
@@ -141,7 +142,7 @@ TEST(SaveLoad, RefusesStateOfAnotherShape) {
   Muon source(std::vector<torch::Tensor>{parameter({6, 4})});
   run(source, 1, 1);
   Muon target(std::vector<torch::Tensor>{parameter({4, 6})});
-  expect_refused(source, target,
+  expect_refused(archive_of(source), target,
                  {"param_groups[0], parameter 0", "momentum_buffer", "[6, 4]", "[4, 6]"});
 }
 
@@ -151,16 +152,140 @@ TEST(SaveLoad, RefusesAnotherNumberOfParametersOrGroups) {
   Muon groups(std::vector<torch::Tensor>{parameter({4, 6})});
   groups.add_param_group(torch::optim::OptimizerParamGroup({parameter({4, 6})}));
   for (Muon* source : {&one, &two, &groups}) run(*source, 1, 1);
-  expect_refused(two, one, {});
-  expect_refused(one, two, {});
-  expect_refused(groups, one, {});
-  expect_refused(one, groups, {});
+  const std::string size = "parameter group that has a different size";
+  const std::string number = "different number of parameter groups";
+  expect_refused(archive_of(two), one, {size});
+  expect_refused(archive_of(one), two, {size});
+  expect_refused(archive_of(groups), one, {number});
+  expect_refused(archive_of(one), groups, {number});
+}
+
+TEST(SaveLoad, RefusesASecondGroupAfterAFirstThatFits) {
+  const auto optimizer = [](at::IntArrayRef sizes, double lr) {
+    auto result = std::make_unique<Muon>(std::vector<torch::Tensor>{parameter({4, 6})},
+                                         EquivariantOptions(lr));
+    result->add_param_group(torch::optim::OptimizerParamGroup({parameter(sizes)}));
+    run(*result, 1, 1);
+    return result;
+  };
+  expect_refused(archive_of(*optimizer({6, 4}, 0.5)), *optimizer({4, 6}, 0.25),
+                 {"param_groups[1], parameter 0", "momentum_buffer", "[6, 4]", "[4, 6]"});
 }
 
 TEST(SaveLoad, RefusesARuleThatTheParameterCannotTake) {
   Muon source(std::vector<torch::Tensor>{parameter({4, 6})});
   Equivariant target({group_of({parameter({6})}, rule("adamw"))});
-  expect_refused(source, target, {"param_groups[0], parameter 0", "[6]", "two dimensions"});
+  expect_refused(archive_of(source), target,
+                 {"param_groups[0], parameter 0", "[6]", "two dimensions"});
+}
+
+// What an archive can hold that a healthy optimizer never does: a change to one that has made a
+// step, and what the refusal says.
+struct Spoiled {
+  const char* name;
+  std::function<void(EquivariantOptions&, EquivariantParamState&)> spoil;
+  std::vector<std::string> words;
+  const char* rule = "spectral";
+};
+
+void PrintTo(const Spoiled& c, std::ostream* out) { *out << c.name; }
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+#define SPOIL [](EquivariantOptions & options, EquivariantParamState & state)
+#define UNUSED (void)options, (void)state
+const std::vector<Spoiled> kSpoiled = {
+    {"no_momentum", SPOIL{UNUSED, state.momentum_buffer(torch::Tensor());
+}  // namespace
+, { "parameter 0", "momentum_buffer", "spectral" }
+}  // namespace erlangen
+, {"no_moment", SPOIL{UNUSED, state.exp_avg(torch::Tensor());
+}
+, {"parameter 0", "exp_avg", "adamw"}, "adamw"
+}
+, {"no_second_moment", SPOIL{UNUSED, state.exp_avg_sq(torch::Tensor());
+}
+, {"parameter 0", "exp_avg_sq", "adamw"}, "adamw"
+}
+, {"no_step", SPOIL{UNUSED, state.step(torch::Tensor());
+}
+, {"parameter 0", "step", "adamw"}, "adamw"
+}
+, {"another_rule", SPOIL{UNUSED, options.rule("adamw");
+}
+, { "parameter 0", "exp_avg", "adamw" }
+}
+, {"another_rule_back", SPOIL{UNUSED, options.rule("hybrid");
+}
+, {"parameter 0", "momentum_buffer", "hybrid"}, "adamw"
+}
+, {"unknown_rule", SPOIL{UNUSED, options.rule("polar");
+}
+, { "rule", "polar", "spectral" }
+}
+, {"negative_lr", SPOIL{UNUSED, options.lr(-1.0);
+}
+, { "lr", "-1", ">= 0" }
+}
+, {"nan_momentum", SPOIL{UNUSED, options.momentum(kNan);
+}
+, { "momentum", "nan", "[0, 1)" }
+}
+, {"layout_that_does_not_fit", SPOIL{UNUSED, options.layout({LayoutStep::heads(5, -2)});
+}
+, { "parameter 0", "heads", "5" }
+}
+, {"integer_momentum", SPOIL{UNUSED, state.momentum_buffer(torch::ones({4, 6}, at::kLong));
+}
+, { "parameter 0", "momentum_buffer", "floating point" }
+}
+, {"step_of_two", SPOIL{UNUSED, state.step(torch::ones({2}));
+}
+, {"parameter 0", "step", "[2]"}, "adamw"
+}
+,
+}
+;
+#undef SPOIL
+#undef UNUSED
+
+class BadArchive : public ::testing::TestWithParam<Spoiled> {};
+
+TEST_P(BadArchive, IsRefused) {
+  const auto make = [] {
+    return Equivariant({group_of({parameter({4, 6})}, rule(GetParam().rule))});
+  };
+  Equivariant source = make(), target = make();
+  run(source, 1, 1);
+  auto& group = source.param_groups()[0];
+  GetParam().spoil(static_cast<EquivariantOptions&>(group.options()),
+                   static_cast<EquivariantParamState&>(
+                       *source.state().at(group.params()[0].unsafeGetTensorImpl())));
+  auto words = GetParam().words;
+  words.push_back("param_groups[0]");
+  expect_refused(archive_of(source), target, words);
+}
+
+INSTANTIATE_TEST_SUITE_P(Spoiled, BadArchive, ::testing::ValuesIn(kSpoiled),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST(BadArchive, OfTorchAdamW) {
+  torch::optim::AdamW source({parameter({4, 6})});
+  run(source, 1, 1);
+  for (const char* name : {"spectral", "adamw"}) {
+    Equivariant target({group_of({parameter({4, 6})}, rule(name))});
+    expect_refused(archive_of(source), target, {});
+  }
+}
+
+TEST(BadArchive, Truncated) {
+  Muon source(std::vector<torch::Tensor>{parameter({4, 6})});
+  run(source, 1, 1);
+  const std::string whole = archive_of(source);
+  for (const size_t size : {size_t{0}, size_t{100}, whole.size() / 2, whole.size() - 1}) {
+    Muon target(std::vector<torch::Tensor>{parameter({4, 6})});
+    expect_refused(whole.substr(0, size), target, {});
+  }
 }
 
 }  // namespace

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "ivalue.h"
+
 namespace erlangen::testing {
 
 using torch::optim::OptimizerParamGroup;
@@ -51,10 +53,25 @@ inline std::vector<torch::Tensor> copies(const std::vector<torch::Tensor>& tenso
   return result;
 }
 
-// Parameters and state, in an order that two optimizers of the same groups share. A state that is
-// not there counts as an empty tensor.
-inline std::vector<torch::Tensor> picture(torch::optim::Optimizer& optimizer) {
+// An optimizer at one moment. Parameters and state are in an order that two optimizers of the same
+// groups share; a state tensor that is not there counts as an empty one.
+struct Picture {
   std::vector<torch::Tensor> tensors;
+  size_t states = 0;
+  std::vector<std::string> options;  // of each group, by name and value
+};
+
+inline Picture picture(torch::optim::Optimizer& optimizer) {
+  Picture result;
+  result.states = optimizer.state().size();
+  for (auto& group : optimizer.param_groups()) {
+    const auto& options = static_cast<const EquivariantOptions&>(group.options());
+    std::string& text = result.options.emplace_back();
+    for (const auto& name : EquivariantOptions::names()) {
+      text += name + " = " + repr(options.get(name)) + "\n";
+    }
+  }
+  auto& tensors = result.tensors;
   for (const auto& param : params_of(optimizer)) {
     tensors.push_back(param.detach().clone());
     const auto found = optimizer.state().find(param.unsafeGetTensorImpl());
@@ -65,7 +82,7 @@ inline std::vector<torch::Tensor> picture(torch::optim::Optimizer& optimizer) {
       tensors.push_back(tensor.defined() ? tensor.clone() : torch::empty({0}));
     }
   }
-  return tensors;
+  return result;
 }
 
 inline bool same_bits(const torch::Tensor& a, const torch::Tensor& b) {
@@ -79,6 +96,12 @@ inline bool same_bits(const torch::Tensor& a, const torch::Tensor& b) {
 inline void expect_same(const std::vector<torch::Tensor>& a, const std::vector<torch::Tensor>& b) {
   ASSERT_EQ(a.size(), b.size());
   for (size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(same_bits(a[i], b[i])) << "tensor " << i;
+}
+
+inline void expect_same(const Picture& a, const Picture& b) {
+  expect_same(a.tensors, b.tensors);
+  EXPECT_EQ(a.states, b.states);
+  EXPECT_EQ(a.options, b.options);
 }
 
 // Runs `action`, which must raise Error with a message that contains all `words`.

@@ -12,7 +12,6 @@
 #include <iterator>
 #include <map>
 #include <memory>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -78,11 +77,10 @@ Run start(const c10::IValue& plan, const std::vector<torch::Tensor>& values = {}
   return run;
 }
 
-Run through_archive(const c10::IValue& plan, Run run) {
-  std::stringstream archive;
-  torch::save(*run.optimizer, archive);
+Run through_file(const c10::IValue& plan, Run run, const std::string& file) {
+  torch::save(*run.optimizer, file);
   Run next = start(plan, run.params);
-  torch::load(*next.optimizer, archive);
+  torch::load(*next.optimizer, file);
   return next;
 }
 
@@ -96,14 +94,22 @@ void append_state(c10::impl::GenericList& out, Equivariant& optimizer, const tor
 }
 
 // Parameters after each step, then the state tensors of each parameter, in one list.
-c10::IValue trajectory(const c10::IValue& plan) {
+c10::IValue trajectory(const c10::IValue& plan, const std::string& file) {
   Run run = start(plan);
   c10::impl::GenericList out(c10::AnyType::get());
   const auto grads = entry(plan, "grads").toListRef();
-  for (size_t step = 0; step < grads.size(); ++step) {
-    if (step == grads.size() / 2) run = through_archive(plan, std::move(run));
+  const int64_t save_step = entry(plan, "save_step").toInt();
+  for (int64_t step = 0; step < static_cast<int64_t>(grads.size()); ++step) {
+    if (step == save_step) run = through_file(plan, std::move(run), file);
+    for (const c10::IValue& halved : entry(plan, "halve_lr").toListRef()) {
+      if (step != halved.toInt()) continue;
+      for (auto& group : run.optimizer->param_groups()) {
+        group.options().set_lr(group.options().get_lr() / 2);
+      }
+    }
     for (size_t p = 0; p < run.params.size(); ++p) {
-      run.params[p].mutable_grad() = grads[step].toListRef()[p].toTensor().clone();
+      const c10::IValue& grad = grads[step].toListRef()[p];
+      run.params[p].mutable_grad() = grad.isNone() ? torch::Tensor() : grad.toTensor().clone();
     }
     run.optimizer->step();
     for (const auto& param : run.params) out.push_back(param.detach().clone());
@@ -125,7 +131,7 @@ int main(int argc, char** argv) {
   for (const c10::IValue& plan : plans.toListRef()) {
     const std::string& name = entry(plan, "name").toStringRef();
     try {
-      out.insert(name, trajectory(plan));
+      out.insert(name, trajectory(plan, std::string(argv[2]) + ".optimizer"));
     } catch (const c10::Error& error) {
       std::cerr << name << ": " << error.what_without_backtrace() << "\n";
       return 1;

@@ -1,5 +1,6 @@
 """torch's own layers, and what no evidence decides."""
 
+import erlangen
 import pytest
 import torch
 import torch.nn.functional as F
@@ -101,6 +102,53 @@ def test_transformer():
             "linear2.weight": ("mlp_out", None),
         }.items()
     }
+
+
+class Classifier(nn.Module):
+    """As people use it: torch's encoder between a table and a head."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(12, 3, dim_feedforward=20, dropout=0.0, batch_first=True)
+        self.embedding = nn.Embedding(11, 12)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, tokens):
+        return self.head(self.encoder(self.embedding(tokens)).mean(-2))
+
+
+def test_transformer_encoder_of_a_user():
+    model = Classifier()
+    roles = found(model)
+    matrices = {name: value for name, value in roles.items() if value[0] != "other"}
+    layers = {
+        f"encoder.layers.{i}.{name}": value
+        for i in range(2)
+        for name, value in {
+            "self_attn.in_proj_weight": ("attention", rows(9)),
+            "self_attn.out_proj.weight": ("attention", columns(3)),
+            "linear1.weight": ("mlp_in", None),
+            "linear2.weight": ("mlp_out", None),
+        }.items()
+    }
+    assert matrices == {
+        "embedding.weight": ("embedding", None),
+        "head.weight": ("dense", None),
+        **layers,
+    }
+    optimizer = erlangen.Equivariant(model, lr=0.02)
+    tokens = torch.arange(11)[:, None].expand(11, 3)
+
+    def loss():
+        return F.cross_entropy(model(tokens), torch.arange(11) % 5)
+
+    before = loss().item()
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    assert loss().item() < 0.7 * before
 
 
 @pytest.mark.parametrize("name", ["grouped", "transposed grouped", "transposed"])

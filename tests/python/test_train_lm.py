@@ -3,8 +3,12 @@
 import json
 import random
 import runpy
+import shutil
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,6 +146,69 @@ def test_the_standard_library_is_the_default_text():
     assert documents == text_data.standard_library()
 
 
+class Rows:
+    """A data set as `datasets` streams one: nothing is there before it is asked for."""
+
+    def __init__(self, rows):
+        self.rows, self.asked = rows, []
+
+    def load_dataset(self, name, config, *, split, streaming):
+        self.asked.append((name, config, split, streaming))
+        return self
+
+    def take(self, count):
+        self.asked.append(count)
+        return iter(self.rows[:count])
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    choose = random.Random(0)
+    stream = Rows([{"id": i, "body": " ".join(choose.choices("abcdef", k=200))} for i in range(40)])
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=stream.load_dataset))
+    return stream
+
+
+@pytest.mark.parametrize("asked, got", [(30, 30), (50, 40)])
+def test_documents_of_a_data_set(rows, asked, got):
+    documents = text_data.hugging_face("some/set", "en", "body", asked)
+    assert documents == [row["body"] for row in rows.rows[:got]]
+    assert rows.asked == [("some/set", "en", "train", True), asked]
+
+
+def test_a_tiny_run_on_a_data_set(rows):
+    argv = "--dataset some/set --text-column body --documents 30 --optimizer adamw --out out"
+    results = train_lm.main([*TINY, *argv.split()])
+    assert rows.asked == [("some/set", None, "train", True), 30]
+    metrics = results["qwen3"]["adamw"]
+    assert metrics[-1]["val_loss"] < metrics[0]["val_loss"]
+
+
+@pytest.mark.parametrize("column", ["text", "id"])  # one that is not there, one of numbers
+def test_a_wrong_text_column_is_named(rows, column):
+    with pytest.raises(SystemExit, match=f"--text-column {column}: .* some/set, .*'body', 'id'"):
+        train_lm.main(
+            [*TINY, *f"--optimizer adamw --dataset some/set --text-column {column}".split()]
+        )
+
+
+def test_a_tiny_run_on_the_default_text(tmp_path, monkeypatch):
+    """The standard library, here one of a few modules, so that its tokenizer is quick to train."""
+    modules = ["argparse.py", "textwrap.py", "json/encoder.py"]
+    for name in [*modules, "test/skipped.py"]:
+        (tmp_path / "lib" / name).parent.mkdir(parents=True, exist_ok=True)
+        source = Path(sysconfig.get_path("stdlib"), name) if name in modules else __file__
+        shutil.copy(source, tmp_path / "lib" / name)
+    monkeypatch.setattr(sysconfig, "get_path", {"stdlib": str(tmp_path / "lib")}.__getitem__)
+    texts = []
+    prepare = text_data.prepare
+    monkeypatch.setattr(text_data, "prepare", lambda d, size: texts.append(d) or prepare(d, size))
+    results = train_lm.main([*TINY, "--optimizer", "adamw", "--out", "out"])
+    assert texts == [[(tmp_path / "lib" / name).read_text() for name in sorted(modules)]]
+    metrics = results["qwen3"]["adamw"]
+    assert metrics[-1]["val_loss"] < metrics[0]["val_loss"]
+
+
 def test_the_tokenizer_keeps_every_byte_and_is_cached(monkeypatch):
     documents = [f"def f{i}(x):\n\treturn 'ä {i} 数' # {i * 7919}\n" for i in range(40)]
     text = text_data.prepare(documents, 300)
@@ -231,13 +298,13 @@ def test_a_tiny_run(arch, optimizer, data, tmp_path):
 
 
 def test_optimizers_start_from_the_same_weights_and_batches(data, tmp_path):
-    results = train_lm.main(
-        [*TINY, *data, "--tied", "--optimizer", "adamw", "muon", "--out", str(tmp_path / "out")]
-    )
-    adamw, muon = results["qwen3"].values()
-    assert adamw[0]["val_loss"] == muon[0]["val_loss"]
-    assert adamw[1]["loss"] == muon[1]["loss"]
-    assert adamw[-1]["val_loss"] != muon[-1]["val_loss"]
+    argv = [*TINY, *data, "--tied", "--optimizer", *options.OPTIMIZERS]
+    results = train_lm.main([*argv, "--out", str(tmp_path / "out")])
+    runs = results["qwen3"].values()
+    assert len(runs) == len(options.OPTIMIZERS) == 3
+    assert len({run[0]["val_loss"] for run in runs}) == 1
+    assert len({run[1]["loss"] for run in runs}) == 1
+    assert len({run[-1]["val_loss"] for run in runs}) == 3
 
 
 def test_compare_trains_all_architectures(data, tmp_path, monkeypatch, capsys):
@@ -267,18 +334,32 @@ def assert_same(a, b, path=""):
         assert a == b, path
 
 
-@pytest.mark.parametrize("optimizer", options.OPTIMIZERS)
-@pytest.mark.parametrize("arch", ["qwen3", "gpt_oss"])
-def test_a_resumed_run_equals_an_uninterrupted_one(arch, optimizer, data, tmp_path, monkeypatch):
-    name = f"{arch}-{optimizer}"
-    argv = [*TINY, *data, "--arch", arch, "--optimizer", optimizer, "--checkpoint-every", "2"]
+@pytest.mark.parametrize(
+    "arch, optimizers, process",
+    [
+        ("qwen3", ["equivariant"], "another"),
+        ("qwen3", ["adamw"], "this"),
+        ("qwen3", ["muon"], "this"),
+        ("qwen3", ["muon", "equivariant"], "this"),
+        ("gemma3", ["equivariant"], "this"),
+        ("olmoe", ["equivariant"], "this"),
+        ("gpt_oss", ["equivariant"], "this"),
+        ("gpt_oss", ["muon"], "this"),
+    ],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    arch, optimizers, process, data, tmp_path, monkeypatch
+):
+    """The last optimizer's run is interrupted; the ones before it are not made again."""
+    name = f"{arch}-{optimizers[-1]}"
+    argv = [*TINY, *data, "--arch", arch, "--optimizer", *optimizers, "--checkpoint-every", "2"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train_lm.main([*argv, "--out", str(whole)])
 
     update = train_lm.Run.update
 
     def interrupted(run):
-        if run.step == 3:  # one step after a checkpoint
+        if run.step == 3 and run.directory.name == name:  # one step after a checkpoint
             raise KeyboardInterrupt
         return update(run)
 
@@ -286,18 +367,25 @@ def test_a_resumed_run_equals_an_uninterrupted_one(arch, optimizer, data, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         train_lm.main([*argv, "--out", str(parts)])
     assert [line["step"] for line in read_metrics(parts / name)] == [0, 1, 2, 3]
-    monkeypatch.setattr(train_lm.Run, "update", update)
-    torch.manual_seed(12345)  # another process would have another random state
-    train_lm.main([*argv, "--out", str(parts), "--resume"])
+    resumed = []
+    monkeypatch.setattr(train_lm.Run, "update", lambda run: resumed.append(run) or update(run))
+    argv += ["--out", str(parts), "--resume"]
+    if process == "another":
+        subprocess.run([sys.executable, EXAMPLES / "train_lm.py", *argv], check=True)
+    else:
+        torch.manual_seed(12345)  # as another process would have another random state
+        train_lm.main(argv)
+        assert [run.directory.name for run in resumed] == [name] * 4
 
-    a, b = (without_seconds(read_metrics(out / name)) for out in (whole, parts))
-    assert a == b
-    a, b = (torch.load(out / name / "checkpoint.pt") for out in (whole, parts))
-    for content in (a, b):
-        content["metrics"] = without_seconds(content["metrics"])
-        content.pop("seconds")
-    assert a["step"] == 6
-    assert_same(a, b)
+    for run in (f"{arch}-{optimizer}" for optimizer in optimizers):
+        a, b = (without_seconds(read_metrics(out / run)) for out in (whole, parts))
+        assert a == b
+        a, b = (torch.load(out / run / "checkpoint.pt") for out in (whole, parts))
+        for content in (a, b):
+            content["metrics"] = without_seconds(content["metrics"])
+            content.pop("seconds")
+        assert a["step"] == 6
+        assert_same(a, b)
 
 
 def test_resuming_refuses_other_settings_and_other_text(data, tmp_path):
