@@ -66,6 +66,8 @@ class MetricsFile {
 // The last line of a terminal, written over at each step; nothing where the output goes elsewhere.
 class ProgressLine {
  public:
+  ~ProgressLine() { clear(); }  // before the message of an error, too
+
   void show(const Metrics& metrics, int64_t steps, double seconds_per_step) const {
     if (!terminal_) return;
     std::ostringstream out;

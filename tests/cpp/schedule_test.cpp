@@ -47,7 +47,7 @@ const std::vector<Schedule> kSchedules = {
        auto schedule = std::make_shared<torch::optim::StepLR>(optimizer, 2, 0.1);
        return [schedule] { schedule->step(); };
      },
-     {1.0, 0.1, 1.0, 0.1}},
+     {1.0, 1.0, 0.1, 1.0, 0.1}},
     {"ReduceLROnPlateau",  // of a loss that never falls: the first one is the best
      [](torch::optim::Optimizer& optimizer) {
        using torch::optim::ReduceLROnPlateauScheduler;
@@ -55,13 +55,13 @@ const std::vector<Schedule> kSchedules = {
            optimizer, ReduceLROnPlateauScheduler::min, /*factor=*/0.5f, /*patience=*/0);
        return [schedule] { schedule->step(1.0f); };
      },
-     {1.0, 0.5, 0.5, 0.5}},
+     {1.0, 0.5, 0.5, 0.5, 0.5}},
     {"Own",
      [](torch::optim::Optimizer& optimizer) {
        auto schedule = std::make_shared<Falling>(optimizer);
        return [schedule] { schedule->step(); };
      },
-     {0.9, 0.9, 0.9, 0.9}},
+     {0.9, 0.9, 0.9, 0.9, 0.9}},
 };
 
 class Scheduler : public ::testing::TestWithParam<Schedule> {};

@@ -58,17 +58,18 @@ inline std::vector<torch::Tensor> copies(const std::vector<torch::Tensor>& tenso
 struct Picture {
   std::vector<torch::Tensor> tensors;
   size_t states = 0;
-  std::vector<std::string> options;  // of each group, by name and value
+  std::vector<std::string> options;  // of all groups, such as "group 0: lr = 0.5"
 };
 
 inline Picture picture(torch::optim::Optimizer& optimizer) {
   Picture result;
   result.states = optimizer.state().size();
-  for (auto& group : optimizer.param_groups()) {
-    const auto& options = static_cast<const EquivariantOptions&>(group.options());
-    std::string& text = result.options.emplace_back();
+  for (size_t g = 0; g < optimizer.param_groups().size(); ++g) {
+    const auto& options =
+        static_cast<const EquivariantOptions&>(optimizer.param_groups()[g].options());
     for (const auto& name : EquivariantOptions::names()) {
-      text += name + " = " + repr(options.get(name)) + "\n";
+      result.options.push_back("group " + std::to_string(g) + ": " + name + " = " +
+                               repr(options.get(name)));
     }
   }
   auto& tensors = result.tensors;
@@ -101,7 +102,8 @@ inline void expect_same(const std::vector<torch::Tensor>& a, const std::vector<t
 inline void expect_same(const Picture& a, const Picture& b) {
   expect_same(a.tensors, b.tensors);
   EXPECT_EQ(a.states, b.states);
-  EXPECT_EQ(a.options, b.options);
+  ASSERT_EQ(a.options.size(), b.options.size());
+  for (size_t i = 0; i < a.options.size(); ++i) EXPECT_EQ(a.options[i], b.options[i]);
 }
 
 // Runs `action`, which must raise Error with a message that contains all `words`.
