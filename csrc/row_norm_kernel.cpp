@@ -10,6 +10,8 @@
 #include <algorithm>
 #include <atomic>
 #include <optional>
+#include <set>
+#include <tuple>
 
 #ifdef ERLANGEN_CUDA
 #include <c10/cuda/CUDAException.h>
@@ -27,6 +29,7 @@ using kernels::RowNormOptions;
 using kernels::RowNormTensor;
 
 std::atomic<int64_t> steps_by_kernel = 0;
+std::atomic<bool> kernels_in_use = true;
 
 DType dtype_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -37,63 +40,207 @@ DType dtype_of(const at::Tensor& tensor) {
   }
 }
 
-// The stride between the logical rows of `tensor`, where they follow each other at one stride and
-// their elements lie side by side.
-std::optional<int64_t> row_stride(const at::Tensor& tensor, const Layout& layout,
-                                  const std::vector<MatrixView>& contiguous_views) {
-  const auto views = tensor.is_contiguous()
-                         ? contiguous_views
-                         : matrix_views(layout, tensor.sizes(), tensor.strides(), "row_norm");
-  if (views.size() != 1 || views[0].cols.size() > 1) return {};
-  if (!views[0].cols.empty() && views[0].cols[0].stride != 1) return {};
-  std::vector<Dim> rows = views[0].batch;
-  rows.insert(rows.end(), views[0].rows.begin(), views[0].rows.end());
-  rows = merged(rows);
-  if (rows.size() > 1) return {};
-  return rows.empty() ? views[0].n() : rows[0].stride;
+// ---- Logical rows in memory
+
+using Dims = std::vector<Dim>;
+
+// Appends, innermost first, the dimensions of a tensor with these sizes and strides through which
+// `dim`, a dimension of the contiguous tensor, steps from `offset` on. False where it crosses from
+// one into the next in between.
+bool append_strided(const Dim& dim, int64_t offset, const at::Tensor& tensor, Dims* result) {
+  int64_t size = dim.size, step = dim.stride;
+  int64_t unit = 1;  // what one index of dimension k covers in the contiguous tensor
+  for (int64_t k = tensor.dim() - 1; k >= 0 && size > 1; --k) {
+    const int64_t extent = tensor.size(k);
+    if (step < unit * extent) {
+      const int64_t stride = step / unit;
+      const int64_t taken = std::min(size, extent / stride);
+      const int64_t first = offset / unit % extent;
+      if (step % unit != 0 || size % taken != 0 || first + (taken - 1) * stride >= extent) {
+        return false;
+      }
+      result->push_back({taken, stride * tensor.stride(k)});
+      size /= taken;
+      step *= taken;
+    }
+    unit *= extent;
+  }
+  return size == 1;
 }
 
+// The view of the contiguous tensor as one of `tensor`, which has its sizes.
+std::optional<MatrixView> view_of(const MatrixView& contiguous, const at::Tensor& tensor) {
+  if (tensor.is_contiguous()) return contiguous;
+  MatrixView result;
+  int64_t unit = 1;
+  for (int64_t k = tensor.dim() - 1; k >= 0; --k) {
+    result.offset += contiguous.offset / unit % tensor.size(k) * tensor.stride(k);
+    unit *= tensor.size(k);
+  }
+  for (const auto side : {&MatrixView::batch, &MatrixView::rows, &MatrixView::cols}) {
+    Dims& dims = result.*side;
+    for (auto dim = (contiguous.*side).rbegin(); dim != (contiguous.*side).rend(); ++dim) {
+      if (!append_strided(*dim, contiguous.offset, tensor, &dims)) return {};
+    }
+    std::reverse(dims.begin(), dims.end());
+  }
+  return result;
+}
+
+// Dimensions that several buffers share, with a stride for each buffer.
+struct JointDim {
+  int64_t size;
+  std::vector<int64_t> strides;
+};
+
+// The fewest dimensions, outermost first, in which all buffers step through their own `dims`; these
+// have the same number of elements. Nothing where they split it at places that do not nest.
+std::optional<std::vector<JointDim>> joint(const std::vector<Dims>& buffers) {
+  std::set<int64_t> splits;  // elements inside of a boundary between two dimensions
+  for (const Dims& dims : buffers) {
+    int64_t inside = 1;
+    for (auto dim = dims.rbegin(); dim != dims.rend(); ++dim) splits.insert(inside *= dim->size);
+  }
+  std::vector<JointDim> result;  // innermost first
+  int64_t inside = 1;
+  for (const int64_t split : splits) {
+    if (split % inside != 0) return {};
+    JointDim next{split / inside, {}};
+    for (const Dims& dims : buffers) {
+      int64_t begin = 1;
+      for (auto dim = dims.rbegin(); dim != dims.rend(); begin *= dim->size, ++dim) {
+        if (inside >= begin && inside < begin * dim->size) {
+          next.strides.push_back(inside / begin * dim->stride);
+        }
+      }
+    }
+    inside = split;
+    if (next.size == 1) continue;
+    const auto continues = [&](const JointDim& inner) {
+      for (size_t i = 0; i < buffers.size(); ++i) {
+        if (next.strides[i] != inner.strides[i] * inner.size) return false;
+      }
+      return true;
+    };
+    if (!result.empty() && continues(result.back())) {
+      result.back().size *= next.size;
+    } else {
+      result.push_back(std::move(next));
+    }
+  }
+  std::reverse(result.begin(), result.end());
+  return result;
+}
+
+enum Buffer { kParam, kGrad, kMomentum, kElement, kBuffers };
+
+// How the logical rows lie in all buffers: as the kernels can say it.
+struct Rows {
+  int64_t inner = 1;
+  int64_t segments = 1;
+  kernels::RowStrides strides[kBuffers] = {};
+};
+
+// Columns are one run, or two halves; rows have one stride, or those of a batch have one and those
+// of a matrix another. With `keep_matrices` a block of rows is a matrix.
+std::optional<Rows> rows_of(const std::vector<MatrixView>& views, bool keep_matrices) {
+  std::vector<Dims> batches, rows, cols;
+  for (const MatrixView& view : views) {
+    batches.push_back(view.batch);
+    rows.push_back(view.rows);
+    cols.push_back(view.cols);
+    if (!keep_matrices) {
+      rows.back().insert(rows.back().begin(), view.batch.begin(), view.batch.end());
+      batches.back().clear();
+    }
+  }
+  auto outer = joint(batches), inner = joint(rows), runs = joint(cols);
+  if (!outer || !inner || !runs) return {};
+  if (!keep_matrices && inner->size() == 2) {
+    outer->push_back(inner->front());
+    inner->erase(inner->begin());
+  }
+  if (outer->size() > 1 || inner->size() > 1 || runs->size() > 2) return {};
+  const auto contiguous = [](const JointDim& dim) {
+    return std::all_of(dim.strides.begin(), dim.strides.end(), [](int64_t s) { return s == 1; });
+  };
+  const bool one_run = runs->empty() || (runs->size() == 1 && contiguous(runs->front()));
+  const bool two_runs =
+      !runs->empty() && runs->front().size == 2 && (runs->size() == 1 || contiguous(runs->back()));
+  if (!one_run && !two_runs) return {};
+  Rows result;
+  result.inner = inner->empty() ? 1 : inner->front().size;
+  result.segments = one_run ? 1 : 2;
+  for (int i = 0; i < kBuffers; ++i) {
+    if (!outer->empty()) result.strides[i].outer = outer->front().strides[i];
+    if (!inner->empty()) result.strides[i].row = inner->front().strides[i];
+    if (!one_run) result.strides[i].segment = runs->front().strides[i];
+  }
+  return result;
+}
+
+// ---- Parameters as the kernels take them
+
+// One section of a parameter.
 struct Job {
   RowNormTensor tensor;
   RowNormOptions options;
-  const at::Tensor* param;
-  const at::Tensor* momentum;
 };
 
-std::optional<Job> job_of(const Bucket& bucket, const MatrixParam& member, const StepGroup& group) {
+void* element(const at::Tensor& tensor, int64_t offset) {
+  return static_cast<char*>(tensor.data_ptr()) + offset * tensor.element_size();
+}
+
+std::optional<Job> job_of(const Bucket& bucket, const MatrixParam& member, const MatrixView& view,
+                          const StepGroup& group) {
   const EquivariantOptions& o = group.options;
   const at::Tensor& param = group.params[member.index.param];
   const at::Tensor& grad = param.grad();
   const at::Tensor& momentum = group.states[member.index.param]->momentum_buffer();
-  const int64_t cols = member.views[0].n();
-  if (o.decay() == "cautious" || grad.scalar_type() != param.scalar_type() ||
-      (o.stochastic_rounding() && param.scalar_type() == at::kBFloat16) ||
-      (o.support() == "gradient" && cols != param.size(-1))) {
-    return {};
+  const int64_t cols = view.n();
+  // Rows without gradient are those of the parameter, not logical ones.
+  if (o.support() == "gradient" && cols != param.size(-1)) return {};
+  if (grad.scalar_type() != param.scalar_type()) return {};
+  std::vector<MatrixView> views;
+  for (const at::Tensor* tensor : {&param, &grad, &momentum}) {
+    const auto own = view_of(view, *tensor);
+    if (!own) return {};
+    views.push_back(*own);
   }
-  const auto param_stride = row_stride(param, o.layout(), member.views);
-  const auto grad_stride = row_stride(grad, o.layout(), member.views);
-  const auto momentum_stride = row_stride(momentum, o.layout(), member.views);
-  if (!param_stride || !grad_stride || !momentum_stride) return {};
-  const Job job = {.tensor = {.param = param.data_ptr(),
-                              .grad = grad.data_ptr(),
-                              .momentum = momentum.data_ptr(),
-                              .rows = param.numel() / cols,
-                              .param_stride = *param_stride,
-                              .grad_stride = *grad_stride,
-                              .momentum_stride = *momentum_stride,
-                              .decay = 1.0 - o.lr() * o.weight_decay(),
-                              .step_size = o.lr() * o.lr_scale() *
-                                           shape_scale(bucket.rule, member.views[0].m(), cols)},
+  views.push_back(view);
+  const auto rows = rows_of(views, bucket.rule.center);
+  if (!rows) return {};
+  const Job job = {.tensor = {.param = element(param, views[kParam].offset),
+                              .grad = element(grad, views[kGrad].offset),
+                              .momentum = element(momentum, views[kMomentum].offset),
+                              .rows = view.count() * view.m(),
+                              .inner = rows->inner,
+                              .param_strides = rows->strides[kParam],
+                              .grad_strides = rows->strides[kGrad],
+                              .momentum_strides = rows->strides[kMomentum],
+                              .lr = o.lr(),
+                              .lr_pointer = nullptr,
+                              .weight_decay = o.weight_decay(),
+                              .factor = o.lr_scale() * shape_scale(bucket.rule, view.m(), cols),
+                              .element_strides = rows->strides[kElement],
+                              .element_offset = view.offset,
+                              .position = member.index.position,
+                              .step = 0,  // counted when nothing can go wrong any more
+                              .step_pointer = nullptr},
                    .options = {.cols = cols,
+                               .segments = rows->segments,
                                .dtype = dtype_of(param),
                                .momentum_dtype = dtype_of(momentum),
                                .momentum = o.momentum(),
                                .nesterov = o.nesterov().value_or(false),
                                .maximize = o.maximize(),
-                               .gradient_support = o.support() == "gradient"},
-                   .param = &param,
-                   .momentum = &momentum};
+                               .gradient_support = o.support() == "gradient",
+                               .cautious = o.decay() == "cautious",
+                               .stochastic_rounding =
+                                   o.stochastic_rounding() && param.scalar_type() == at::kBFloat16,
+                               .seed = static_cast<uint64_t>(o.seed()),
+                               .found_inf = nullptr,
+                               .grad_scale = nullptr}};
   if (!kernels::row_norm_supports(job.options)) return {};
   return job;
 }
@@ -110,7 +257,8 @@ void run_on_cpu(const Job& job) {
 bool same_call(const RowNormOptions& a, const RowNormOptions& b) {
   const auto fields = [](const RowNormOptions& o) {
     return std::tie(o.cols, o.dtype, o.momentum_dtype, o.momentum, o.nesterov, o.maximize,
-                    o.gradient_support);
+                    o.gradient_support, o.segments, o.cautious, o.stochastic_rounding, o.seed,
+                    o.found_inf, o.grad_scale);
   };
   return fields(a) == fields(b);
 }
@@ -136,7 +284,10 @@ void run_on_cuda(const std::vector<Job>& jobs, at::Device device) {
 
 int64_t kernel_count() { return steps_by_kernel; }
 
+void use_kernels(bool use) { kernels_in_use = use; }
+
 bool row_norm_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& groups) {
+  if (!kernels_in_use) return false;
   if (bucket.rule.rule != "row_norm" || bucket.rule.center || bucket.polar_first) return false;
 #ifndef ERLANGEN_CUDA
   if (bucket.device.is_cuda()) {
@@ -150,20 +301,29 @@ bool row_norm_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& gr
 #endif
   std::vector<Job> jobs;
   for (const MatrixParam& member : bucket.members) {
-    const auto job = job_of(bucket, member, groups[member.index.group]);
-    if (!job) return false;
-    jobs.push_back(*job);
+    for (const MatrixView& view : member.views) {
+      const auto job = job_of(bucket, member, view, groups[member.index.group]);
+      if (!job) return false;
+      jobs.push_back(*job);
+    }
+  }
+  auto job = jobs.begin();
+  for (const MatrixParam& member : bucket.members) {
+    const StepGroup& group = groups[member.index.group];
+    EquivariantParamState& state = *group.states[member.index.param];
+    const int64_t step = group.options.stochastic_rounding() ? next_step(state) : 0;
+    for (size_t s = 0; s < member.views.size(); ++s) (job++)->tensor.step = step;
+    // The kernel writes behind autograd's back.
+    group.params[member.index.param].unsafeGetTensorImpl()->bump_version();
+    state.momentum_buffer().unsafeGetTensorImpl()->bump_version();
+  }
+  if (bucket.device.is_cpu()) {
+    for (const Job& each : jobs) run_on_cpu(each);
   }
 #ifdef ERLANGEN_CUDA
   if (bucket.device.is_cuda()) run_on_cuda(jobs, bucket.device);
 #endif
-  for (const Job& job : jobs) {
-    if (bucket.device.is_cpu()) run_on_cpu(job);
-    // The kernel writes behind autograd's back.
-    job.param->unsafeGetTensorImpl()->bump_version();
-    job.momentum->unsafeGetTensorImpl()->bump_version();
-  }
-  steps_by_kernel += static_cast<int64_t>(jobs.size());
+  steps_by_kernel += static_cast<int64_t>(bucket.members.size());
   return true;
 }
 

@@ -33,14 +33,6 @@ at::Tensor zero_state(const EquivariantOptions& options, const at::Tensor& param
   return at::zeros_like(param, param.options().dtype(state_dtype(options, param)));
 }
 
-// Counts this step and returns its number, from 1. On the CPU, so that reading it waits for
-// nothing.
-int64_t next_step(EquivariantParamState& state) {
-  if (!state.step().defined()) state.step(at::zeros({}, at::kFloat));
-  state.step().add_(1);
-  return static_cast<int64_t>(state.step().item<float>());
-}
-
 // The gradient in compute precision, turned round where the group ascends.
 at::Tensor gradient(const EquivariantOptions& options, const at::Tensor& param) {
   const at::Tensor grad = param.grad().to(compute_dtype(param));
@@ -193,6 +185,12 @@ void create_state(const Plan& plan, const std::vector<StepGroup>& groups) {
 }
 
 }  // namespace
+
+int64_t next_step(EquivariantParamState& state) {
+  if (!state.step().defined()) state.step(at::zeros({}, at::kFloat));
+  state.step().add_(1);
+  return static_cast<int64_t>(state.step().item<float>());
+}
 
 void step(Plan& plan, const std::vector<StepGroup>& groups) {
   const at::NoGradGuard no_grad;

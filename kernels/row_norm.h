@@ -3,7 +3,7 @@
 //   m <- beta * m + (1 - beta) * g         g the gradient, its negative when maximizing
 //   x  = m, or beta * m + (1 - beta) * g   for Nesterov, with the new m
 //   u  = x / ||x||_2                       0 for a row of zeros; no eps
-//   p <- decay * p - step_size * u
+//   p <- (1 - lr * weight_decay) * p - lr * factor * u
 //
 // Source: the row-norm rule of Lau & Su, "A Symmetry-Compatible Principle for Optimizer Design",
 // arXiv 2605.18106, with the eps of its norm replaced by a scale: x is first multiplied by a power
@@ -19,39 +19,58 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__CUDACC__)
-#define ERLANGEN_INLINE __host__ __device__ __forceinline__
-#else
-#define ERLANGEN_INLINE inline __attribute__((always_inline))
-#endif
+#include "philox.h"
+#include "types.h"
 
 namespace erlangen::kernels {
 
-enum class DType { float32, float64, bfloat16, float16 };
+// Where a buffer keeps its rows, counted in elements. Row r of blocks of `inner` rows starts at
+// (r / inner) * outer + (r % inner) * row. Its columns are one contiguous run, or two, each half of
+// them, the second `segment` after the first.
+struct RowStrides {
+  int64_t outer;
+  int64_t row;
+  int64_t segment;
+};
 
-// One parameter, rows x cols. The elements of a row are contiguous; strides are counted in
-// elements from row to row. The three buffers must not overlap.
+// One parameter, rows x cols. The three buffers must not overlap.
 struct RowNormTensor {
   void* param;
   const void* grad;
   void* momentum;
   int64_t rows;
-  int64_t param_stride;
-  int64_t grad_stride;
-  int64_t momentum_stride;
-  double decay;      // 1 - lr * weight_decay
-  double step_size;  // lr * lr_scale * factor by shape: the length of a row's update
+  int64_t inner;  // rows of a block (one expert of a stack); `rows` where they make one block
+  RowStrides param_strides;
+  RowStrides grad_strides;
+  RowStrides momentum_strides;
+  double lr;
+  const float* lr_pointer;  // where not null, lr is read from there, at run time
+  double weight_decay;
+  double factor;  // lr_scale * factor by shape: lr * factor is the length of a row's update
+  // For stochastic rounding: where the elements lie in the contiguous parameter, and what else keys
+  // their noise.
+  RowStrides element_strides;
+  int64_t element_offset;
+  int64_t position;           // of the parameter among all
+  int64_t step;               // number of this step, from 1
+  const float* step_pointer;  // where not null, the step is read from there
 };
 
 // What all tensors of one call have in common.
 struct RowNormOptions {
   int64_t cols;
+  int64_t segments;      // contiguous runs of a row: 1 or 2
   DType dtype;           // of parameter and gradient
   DType momentum_dtype;  // float64 for float64 parameters, else float32 or bfloat16
   double momentum;       // beta
   bool nesterov;
   bool maximize;
-  bool gradient_support;  // rows with an all-zero gradient keep their parameter; momentum decays
+  bool gradient_support;     // rows with an all-zero gradient keep their parameter; momentum decays
+  bool cautious;             // decays only where parameter * update > 0, by their signs
+  bool stochastic_rounding;  // of bfloat16 parameters; without effect on others
+  uint64_t seed;
+  const float* found_inf;   // where not null and *found_inf is not 0, nothing is changed
+  const float* grad_scale;  // where not null, the gradient is divided by *grad_scale
 };
 
 // Whether the kernels take this combination of types.
@@ -69,11 +88,50 @@ struct Scalars {
   Compute gradient_weight;  // 1 - beta; negative when maximizing
 };
 
+// The weight, not each gradient, is divided by the gradient's scale: to the same bits where that is
+// a power of two.
 template <typename Compute>
 ERLANGEN_INLINE Scalars<Compute> scalars(const RowNormOptions& options) {
   const double weight = 1.0 - options.momentum;
-  return {static_cast<Compute>(options.momentum),
-          static_cast<Compute>(options.maximize ? -weight : weight)};
+  Compute gradient_weight = static_cast<Compute>(options.maximize ? -weight : weight);
+  if (options.grad_scale) gradient_weight /= static_cast<Compute>(*options.grad_scale);
+  return {static_cast<Compute>(options.momentum), gradient_weight};
+}
+
+ERLANGEN_INLINE bool overflowed(const RowNormOptions& options) {
+  return options.found_inf && *options.found_inf != 0.0f;
+}
+
+ERLANGEN_INLINE double lr(const RowNormTensor& tensor) {
+  return tensor.lr_pointer ? static_cast<double>(*tensor.lr_pointer) : tensor.lr;
+}
+
+// What a row's parameter loses, 1 - decay. Near 1 a float holds decay with an error of 3e-8, much
+// of lr * weight_decay; it holds 1 - decay to full precision.
+ERLANGEN_INLINE double lost(const RowNormTensor& tensor) {
+  return lr(tensor) * tensor.weight_decay;
+}
+ERLANGEN_INLINE double step_size(const RowNormTensor& tensor) { return lr(tensor) * tensor.factor; }
+
+ERLANGEN_INLINE RoundingNoise rounding_noise(const RowNormTensor& tensor,
+                                             const RowNormOptions& options) {
+  const int64_t step =
+      tensor.step_pointer ? static_cast<int64_t>(*tensor.step_pointer) : tensor.step;
+  return {options.seed, static_cast<uint32_t>(step), static_cast<uint32_t>(tensor.position)};
+}
+
+// A row's block and its place there. Most tensors are one block: no division.
+struct RowPlace {
+  int64_t outer;
+  int64_t inner;
+};
+ERLANGEN_INLINE RowPlace row_place(const RowNormTensor& tensor, int64_t row) {
+  if (row < tensor.inner) return {0, row};
+  const int64_t outer = row / tensor.inner;
+  return {outer, row - outer * tensor.inner};
+}
+ERLANGEN_INLINE int64_t row_start(const RowStrides& strides, const RowPlace& place) {
+  return place.outer * strides.outer + place.inner * strides.row;
 }
 
 // Both the new momentum and, applied to it once more, Nesterov's direction.
@@ -108,12 +166,18 @@ ERLANGEN_INLINE void prescale(int32_t key, double* scale) {
   std::memcpy(scale, &bits, sizeof(*scale));
 }
 
-// p - (lost * p + length * y) with lost = 1 - decay and y the prescaled direction. Near 1 a float
-// holds decay with an error of 3e-8, much of lr * weight_decay; it holds 1 - decay to full
-// precision.
+// p - (lost * p + length * y) with y the prescaled direction.
 template <typename Compute>
 ERLANGEN_INLINE Compute updated(Compute param, Compute lost, Compute length, Compute y) {
   return param - (lost * param + length * y);
+}
+
+// `lost` where the parameter moves towards zero, else 0. The product of two small numbers would
+// vanish, so the signs are compared.
+template <typename Compute>
+ERLANGEN_INLINE Compute cautiously(Compute lost, Compute param, Compute y) {
+  const bool shrinks = (param > 0 && y > 0) || (param < 0 && y < 0);
+  return shrinks ? lost : Compute(0);
 }
 
 }  // namespace row_norm
