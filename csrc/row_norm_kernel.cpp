@@ -1,9 +1,11 @@
 #include "row_norm_kernel.h"
 
+#include "kernels/cpu/centered_row_norm.h"
 #include "kernels/cpu/row_norm.h"
 #include "step.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/util/Exception.h>
 
@@ -17,6 +19,7 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "kernels/cuda/centered_row_norm.cuh"
 #include "kernels/cuda/row_norm.cuh"
 #endif
 
@@ -30,15 +33,6 @@ using kernels::RowNormTensor;
 
 std::atomic<int64_t> steps_by_kernel = 0;
 std::atomic<bool> kernels_in_use = true;
-
-DType dtype_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kDouble: return DType::float64;
-    case at::kBFloat16: return DType::bfloat16;
-    case at::kHalf: return DType::float16;
-    default: return DType::float32;
-  }
-}
 
 // ---- Logical rows in memory
 
@@ -229,8 +223,8 @@ std::optional<Job> job_of(const Bucket& bucket, const MatrixParam& member, const
                               .step_pointer = nullptr},
                    .options = {.cols = cols,
                                .segments = rows->segments,
-                               .dtype = dtype_of(param),
-                               .momentum_dtype = dtype_of(momentum),
+                               .dtype = kernel_dtype(param),
+                               .momentum_dtype = kernel_dtype(momentum),
                                .momentum = o.momentum(),
                                .nesterov = o.nesterov().value_or(false),
                                .maximize = o.maximize(),
@@ -241,16 +235,45 @@ std::optional<Job> job_of(const Bucket& bucket, const MatrixParam& member, const
                                .seed = static_cast<uint64_t>(o.seed()),
                                .found_inf = nullptr,
                                .grad_scale = nullptr}};
-  if (!kernels::row_norm_supports(job.options)) return {};
+  const bool supported = bucket.rule.center ? kernels::centered_row_norm_supports(job.options)
+                                            : kernels::row_norm_supports(job.options);
+  if (!supported) return {};
   return job;
 }
 
+constexpr int64_t kGrainElements = 32768;  // at::parallel_for's own grain, in elements
+
 void run_on_cpu(const Job& job) {
-  constexpr int64_t kGrainElements = 32768;  // at::parallel_for's own grain, in elements
   const int64_t grain = std::max<int64_t>(1, kGrainElements / job.options.cols);
   at::parallel_for(0, job.tensor.rows, grain, [&](int64_t begin, int64_t end) {
     kernels::cpu::row_norm_step(job.tensor, job.options, begin, end);
   });
+}
+
+void run_centered_on_cpu(const Job& job) {
+  const RowNormTensor& tensor = job.tensor;
+  const RowNormOptions& options = job.options;
+  const at::Tensor scratch =
+      at::empty({kernels::centered_scratch_bytes(tensor, options)}, at::TensorOptions(at::kByte));
+  void* memory = scratch.mutable_data_ptr();
+  const int64_t chunk = kernels::centered::kChunkRows * options.cols;
+  const auto over_chunks = [&](auto&& pass) {
+    at::parallel_for(
+        0, kernels::cpu::centered_chunks(tensor), std::max<int64_t>(1, kGrainElements / chunk),
+        [&](int64_t begin, int64_t end) { pass(tensor, options, memory, begin, end); });
+  };
+  const auto mean = [&](bool of_units) {
+    at::parallel_for(0, kernels::cpu::centered_column_blocks(tensor, options), 1,
+                     [&](int64_t begin, int64_t end) {
+                       kernels::cpu::centered_row_norm_mean(tensor, options, memory, of_units,
+                                                            begin, end);
+                     });
+  };
+  over_chunks(kernels::cpu::centered_row_norm_sums);
+  mean(/*of_units=*/false);
+  over_chunks(kernels::cpu::centered_row_norm_units);
+  mean(/*of_units=*/true);
+  over_chunks(kernels::cpu::centered_row_norm_update);
 }
 
 #ifdef ERLANGEN_CUDA
@@ -264,7 +287,7 @@ bool same_call(const RowNormOptions& a, const RowNormOptions& b) {
 }
 
 // One launch for all jobs that agree in their options.
-void run_on_cuda(const std::vector<Job>& jobs, at::Device device) {
+void run_on_cuda(const std::vector<Job>& jobs, bool center, at::Device device) {
   const c10::DeviceGuard guard(device);
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream(device.index());
   for (size_t begin = 0; begin < jobs.size();) {
@@ -273,8 +296,20 @@ void run_on_cuda(const std::vector<Job>& jobs, at::Device device) {
     while (end < jobs.size() && same_call(jobs[end].options, jobs[begin].options)) {
       tensors.push_back(jobs[end++].tensor);
     }
-    C10_CUDA_CHECK(kernels::cuda::row_norm_step(
-        tensors.data(), static_cast<int64_t>(tensors.size()), jobs[begin].options, stream));
+    const RowNormOptions& options = jobs[begin].options;
+    const auto count = static_cast<int64_t>(tensors.size());
+    if (center) {
+      int64_t bytes = 0;
+      for (const RowNormTensor& tensor : tensors) {
+        bytes += kernels::centered_scratch_bytes(tensor, options);
+      }
+      // Freed before it is used: in stream order, so that nobody else gets it too early.
+      const at::Tensor scratch = at::empty({bytes}, at::TensorOptions(device).dtype(at::kByte));
+      C10_CUDA_CHECK(kernels::cuda::centered_row_norm_step(tensors.data(), count, options,
+                                                           scratch.mutable_data_ptr(), stream));
+    } else {
+      C10_CUDA_CHECK(kernels::cuda::row_norm_step(tensors.data(), count, options, stream));
+    }
     begin = end;
   }
 }
@@ -286,19 +321,34 @@ int64_t kernel_count() { return steps_by_kernel; }
 
 void use_kernels(bool use) { kernels_in_use = use; }
 
-bool row_norm_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& groups) {
+void count_kernel_steps(int64_t steps) { steps_by_kernel += steps; }
+
+DType kernel_dtype(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kDouble: return DType::float64;
+    case at::kBFloat16: return DType::bfloat16;
+    case at::kHalf: return DType::float16;
+    default: return DType::float32;
+  }
+}
+
+bool has_kernels(at::Device device) {
   if (!kernels_in_use) return false;
-  if (bucket.rule.rule != "row_norm" || bucket.rule.center || bucket.polar_first) return false;
-#ifndef ERLANGEN_CUDA
-  if (bucket.device.is_cuda()) {
+#ifdef ERLANGEN_CUDA
+  return device.is_cpu() || device.is_cuda();
+#else
+  if (device.is_cuda()) {
     TORCH_WARN_ONCE(
         "erlangen was built without CUDA kernels and steps CUDA parameters with plain ATen "
         "operations. Install it from source with nvcc of torch's CUDA major version on PATH.");
   }
-  if (!bucket.device.is_cpu()) return false;
-#else
-  if (!bucket.device.is_cpu() && !bucket.device.is_cuda()) return false;
+  return device.is_cpu();
 #endif
+}
+
+bool row_norm_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& groups) {
+  if (bucket.rule.rule != "row_norm" || bucket.polar_first) return false;
+  if (!has_kernels(bucket.device)) return false;
   std::vector<Job> jobs;
   for (const MatrixParam& member : bucket.members) {
     for (const MatrixView& view : member.views) {
@@ -318,12 +368,12 @@ bool row_norm_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& gr
     state.momentum_buffer().unsafeGetTensorImpl()->bump_version();
   }
   if (bucket.device.is_cpu()) {
-    for (const Job& each : jobs) run_on_cpu(each);
+    for (const Job& each : jobs) bucket.rule.center ? run_centered_on_cpu(each) : run_on_cpu(each);
   }
 #ifdef ERLANGEN_CUDA
-  if (bucket.device.is_cuda()) run_on_cuda(jobs, bucket.device);
+  if (bucket.device.is_cuda()) run_on_cuda(jobs, bucket.rule.center, bucket.device);
 #endif
-  steps_by_kernel += static_cast<int64_t>(bucket.members.size());
+  count_kernel_steps(static_cast<int64_t>(bucket.members.size()));
   return true;
 }
 

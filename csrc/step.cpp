@@ -1,5 +1,6 @@
 #include "step.h"
 
+#include "column_norm_kernel.h"
 #include "reference.h"
 #include "row_norm_kernel.h"
 
@@ -197,7 +198,8 @@ void step(Plan& plan, const std::vector<StepGroup>& groups) {
   plan.update(groups);
   create_state(plan, groups);
   for (const Bucket& bucket : plan.buckets()) {
-    if (!row_norm_kernel_step(bucket, groups)) step_bucket(bucket, groups);
+    if (row_norm_kernel_step(bucket, groups) || column_norm_kernel_step(bucket, groups)) continue;
+    step_bucket(bucket, groups);
   }
   for (const ParamIndex& index : plan.adamw()) step_adamw(index, groups);
 }

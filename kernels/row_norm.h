@@ -10,15 +10,16 @@
 // of two that brings the row's largest magnitude to [1, 2), so that the squares neither overflow
 // nor vanish, and g, 2^k g and -g give the same direction to the last bit.
 //
-// This file holds what the CPU and the CUDA kernel share: the arguments and the scalar formulas.
-// All arithmetic is in float, for float64 parameters in double. Momentum and parameter are rounded
-// once each; the direction comes from the momentum before it is rounded.
+// This file holds what the CPU and the CUDA kernel share: the arguments and what follows from them;
+// the formulas of one element stand in norm_step.h. All arithmetic is in float, for float64
+// parameters in double. Momentum and parameter are rounded once each; the direction comes from the
+// momentum before it is rounded.
 
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
+#include "norm_step.h"
 #include "philox.h"
 #include "types.h"
 
@@ -81,21 +82,20 @@ inline bool row_norm_supports(const RowNormOptions& options) {
 
 namespace row_norm {
 
-// Scalars of the formula in the type that computes.
-template <typename Compute>
-struct Scalars {
-  Compute beta;
-  Compute gradient_weight;  // 1 - beta; negative when maximizing
-};
+using norm_step::blend;
+using norm_step::cautiously;
+using norm_step::magnitude_key;
+using norm_step::prescale;
+using norm_step::Scalars;
+using norm_step::updated;
 
 // The weight, not each gradient, is divided by the gradient's scale: to the same bits where that is
 // a power of two.
 template <typename Compute>
 ERLANGEN_INLINE Scalars<Compute> scalars(const RowNormOptions& options) {
-  const double weight = 1.0 - options.momentum;
-  Compute gradient_weight = static_cast<Compute>(options.maximize ? -weight : weight);
-  if (options.grad_scale) gradient_weight /= static_cast<Compute>(*options.grad_scale);
-  return {static_cast<Compute>(options.momentum), gradient_weight};
+  auto s = norm_step::scalars<Compute>(options.momentum, options.maximize);
+  if (options.grad_scale) s.gradient_weight /= static_cast<Compute>(*options.grad_scale);
+  return s;
 }
 
 ERLANGEN_INLINE bool overflowed(const RowNormOptions& options) {
@@ -132,52 +132,6 @@ ERLANGEN_INLINE RowPlace row_place(const RowNormTensor& tensor, int64_t row) {
 }
 ERLANGEN_INLINE int64_t row_start(const RowStrides& strides, const RowPlace& place) {
   return place.outer * strides.outer + place.inner * strides.row;
-}
-
-// Both the new momentum and, applied to it once more, Nesterov's direction.
-template <typename Compute>
-ERLANGEN_INLINE Compute blend(const Scalars<Compute>& s, Compute momentum, Compute gradient) {
-  return s.beta * momentum + s.gradient_weight * gradient;
-}
-
-// The magnitude's leading 32 bits. They order as the magnitudes do, NaN above all; an integer
-// maximum needs no care for NaN and is the same in any order.
-ERLANGEN_INLINE int32_t magnitude_key(float x) {
-  int32_t bits;
-  std::memcpy(&bits, &x, sizeof(x));
-  return bits & 0x7fffffff;
-}
-ERLANGEN_INLINE int32_t magnitude_key(double x) {
-  int64_t bits;
-  std::memcpy(&bits, &x, sizeof(x));
-  return static_cast<int32_t>(bits >> 32) & 0x7fffffff;
-}
-
-// The power of two that brings a magnitude with this key to [1, 2). The largest exponent stays a
-// factor of two short and subnormal rows stay below 1, which no square minds.
-ERLANGEN_INLINE void prescale(int32_t key, float* scale) {
-  const int32_t field = 254 - (key >> 23);
-  const int32_t bits = (field > 1 ? field : 1) << 23;
-  std::memcpy(scale, &bits, sizeof(*scale));
-}
-ERLANGEN_INLINE void prescale(int32_t key, double* scale) {
-  const int64_t field = 2046 - (key >> 20);
-  const int64_t bits = (field > 1 ? field : 1) << 52;
-  std::memcpy(scale, &bits, sizeof(*scale));
-}
-
-// p - (lost * p + length * y) with y the prescaled direction.
-template <typename Compute>
-ERLANGEN_INLINE Compute updated(Compute param, Compute lost, Compute length, Compute y) {
-  return param - (lost * param + length * y);
-}
-
-// `lost` where the parameter moves towards zero, else 0. The product of two small numbers would
-// vanish, so the signs are compared.
-template <typename Compute>
-ERLANGEN_INLINE Compute cautiously(Compute lost, Compute param, Compute y) {
-  const bool shrinks = (param > 0 && y > 0) || (param < 0 && y < 0);
-  return shrinks ? lost : Compute(0);
 }
 
 }  // namespace row_norm

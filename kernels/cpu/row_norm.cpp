@@ -10,7 +10,14 @@
 // pass 3 will want, and for the gradient and momentum of strips to come: hardware prefetchers start
 // anew at every page, and a row is often just one. That saves up to a quarter of the time.
 
-#include "vectors.h"
+//
+// No product is contracted with a sum, so that every instruction set gives the same bits.
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("fp-contract=off", "no-trapping-math")
+#elif defined(__clang__)
+#pragma clang fp contract(off)
+#endif
 
 #include "row_norm.h"
 
@@ -54,9 +61,9 @@ ERLANGEN_INLINE void step_rows(const RowNormTensor& tensor, const RowNormOptions
         prefetch(grad + c, kBytesAhead);
         prefetch(momentum + c, kBytesAhead);
         if (options.nesterov) {
-          take_gradient<true>(grad + c, momentum + c, direction + c, count, s, &facts);
+          take_gradient<true, true>(grad + c, momentum + c, direction + c, count, s, &facts);
         } else {
-          take_gradient<false>(grad + c, momentum + c, direction + c, count, s, &facts);
+          take_gradient<false, true>(grad + c, momentum + c, direction + c, count, s, &facts);
         }
       }
     }

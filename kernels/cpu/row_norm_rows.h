@@ -8,10 +8,23 @@
 #include <type_traits>
 
 #include "../row_norm.h"
-#include "vectors.h"
+#include "storage.h"
 
 namespace erlangen::kernels::cpu {
 namespace {
+
+constexpr int64_t kStrip = 64;  // columns between prefetches
+constexpr int64_t kBytesAhead = 1024;
+constexpr int64_t kCacheLine = 64;
+
+// A hint: the address may lie past the buffer's end.
+template <typename T>
+ERLANGEN_INLINE void prefetch(const T* data, int64_t bytes_ahead) {
+  const char* first = reinterpret_cast<const char*>(data) + bytes_ahead;
+  for (int64_t b = 0; b < kStrip * static_cast<int64_t>(sizeof(T)); b += kCacheLine) {
+    __builtin_prefetch(first + b);
+  }
+}
 
 constexpr int kLanes = 32;
 constexpr int64_t kBlock = 4096;  // columns summed in lanes before they join the double
@@ -21,7 +34,8 @@ struct RowFacts {
   uint64_t gradient_bits = 0;  // not zero if some gradient element is not
 };
 
-template <bool kNesterov, typename Param, typename Momentum, typename Compute>
+// The new momentum and the direction of `cols` columns; kStore writes the momentum.
+template <bool kNesterov, bool kStore, typename Param, typename Momentum, typename Compute>
 ERLANGEN_INLINE void take_gradient(const Param* __restrict__ grad, Momentum* __restrict__ momentum,
                                    Compute* __restrict__ direction, int64_t cols,
                                    const row_norm::Scalars<Compute>& s, RowFacts* facts) {
@@ -31,7 +45,7 @@ ERLANGEN_INLINE void take_gradient(const Param* __restrict__ grad, Momentum* __r
     const Compute g = load(grad[c]);
     const Compute m = row_norm::blend(s, static_cast<Compute>(load(momentum[c])), g);
     const Compute x = kNesterov ? row_norm::blend(s, m, g) : m;
-    store(m, &momentum[c]);
+    if (kStore) store(m, &momentum[c]);
     direction[c] = x;
     key = std::max(key, row_norm::magnitude_key(x));
     gradient_bits |= nonzero_bits(grad[c]);

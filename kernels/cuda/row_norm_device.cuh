@@ -1,62 +1,16 @@
-// What the row-norm kernels are made of: storage types, 16-byte access, sums over a row's threads.
-// For .cu files only.
+// What the row-norm kernels are made of: sums over a row's threads. For .cu files only.
 
 #pragma once
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 #include <cstdint>
 
 #include "row_norm_tiles.h"
+#include "storage.cuh"
 
 namespace erlangen::kernels::cuda {
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
-
-// ---- Types
-
-template <typename Param>
-struct ComputeType {
-  using type = float;
-};
-template <>
-struct ComputeType<double> {
-  using type = double;
-};
-
-__device__ __forceinline__ float load(float x) { return x; }
-__device__ __forceinline__ double load(double x) { return x; }
-__device__ __forceinline__ float load(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ float load(__half x) { return __half2float(x); }
-
-__device__ __forceinline__ void store(float x, float* out) { *out = x; }
-__device__ __forceinline__ void store(double x, double* out) { *out = x; }
-__device__ __forceinline__ void store(float x, __nv_bfloat16* out) {
-  *out = __float2bfloat16_rn(x);
-}
-__device__ __forceinline__ void store(float x, __half* out) { *out = __float2half_rn(x); }
-
-// Columns that are read and written together, 16 bytes at a time.
-template <typename T, int kWidth>
-struct alignas(sizeof(T) * kWidth < kVectorBytes ? sizeof(T) * kWidth : kVectorBytes) Pack {
-  T values[kWidth];
-};
-
-template <typename T, int kWidth>
-__device__ __forceinline__ Pack<T, kWidth> load_pack(const T* data) {
-  return *reinterpret_cast<const Pack<T, kWidth>*>(data);
-}
-template <typename T, int kWidth>
-__device__ __forceinline__ void store_pack(const Pack<T, kWidth>& pack, T* data) {
-  *reinterpret_cast<Pack<T, kWidth>*>(data) = pack;
-}
-
-// Brings the parameter towards the chip while the row is still being summed; takes no register.
-__device__ __forceinline__ void prefetch(const void* data) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(data));
-}
 
 // ---- Sums over the threads of a row. Every thread gets the same result, bit for bit: in the
 // butterfly both partners add the same two numbers.

@@ -2,198 +2,24 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <random>
 #include <vector>
 
 #include "kernels/cpu/row_norm.h"
+#include "row_norm_oracle.h"
 
 namespace {
 
-using erlangen::kernels::DType;
-using erlangen::kernels::RowNormOptions;
-using erlangen::kernels::RowNormTensor;
+using namespace erlangen::testing;
 using erlangen::kernels::cpu::row_norm_step;
 
-// ---- Numbers in storage. Half precision by arithmetic, not by bit tricks as in the kernel.
-
-struct Format {
-  int bytes;
-  int fraction_bits;
-  int min_exponent;  // of normal numbers
-  int bias;
-};
-
-Format format(DType dtype) {
-  switch (dtype) {
-    case DType::float32: return {4, 23, -126, 127};
-    case DType::float64: return {8, 52, -1022, 1023};
-    case DType::bfloat16: return {2, 7, -126, 127};
-    case DType::float16: return {2, 10, -14, 15};
-  }
-  return {};
+void step(Problem* problem) {
+  row_norm_step(problem->tensor(), problem->options, 0, problem->rows);
 }
-
-double decode_half(DType dtype, uint16_t bits) {
-  const Format f = format(dtype);
-  const int fraction = bits & ((1 << f.fraction_bits) - 1);
-  const int exponent = (bits & 0x7fff) >> f.fraction_bits;
-  const double sign = bits & 0x8000 ? -1 : 1;
-  if (exponent == 2 * f.bias + 1) return fraction ? NAN : sign * INFINITY;
-  if (exponent == 0) return sign * std::ldexp(fraction, f.min_exponent - f.fraction_bits);
-  return sign * std::ldexp((1 << f.fraction_bits) + fraction, exponent - f.bias - f.fraction_bits);
-}
-
-// To nearest, ties to even (the rounding mode of nearbyint). Counted from zero in units of the last
-// place, the numbers of a format are its bit patterns.
-uint16_t encode_half(DType dtype, double x) {
-  const Format f = format(dtype);
-  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
-  x = std::fabs(x);
-  if (x == 0) return sign;
-  const int exponent = std::max(std::ilogb(x), f.min_exponent);
-  const double units = std::nearbyint(std::ldexp(x, f.fraction_bits - exponent));
-  const int infinity = (2 * f.bias + 1) << f.fraction_bits;
-  const double pattern =
-      units + std::ldexp(static_cast<double>(exponent - f.min_exponent), f.fraction_bits);
-  return sign | static_cast<uint16_t>(std::min<double>(pattern, infinity));
-}
-
-// rows x stride elements from `offset` on; what lies between the rows must stay as it is.
-struct Buffer {
-  DType dtype;
-  int64_t stride;
-  int64_t offset;
-  std::vector<char> bytes;
-
-  Buffer(DType dtype, int64_t rows, int64_t stride, int64_t offset = 0)
-      : dtype(dtype), stride(stride), offset(offset) {
-    bytes.resize((rows * stride + offset) * format(dtype).bytes);
-  }
-  char* data() { return bytes.data() + offset * format(dtype).bytes; }
-  double get(int64_t row, int64_t col) { return at(row * stride + col); }
-  double at(int64_t i) {
-    char* p = data() + i * format(dtype).bytes;
-    if (dtype == DType::float64) return *reinterpret_cast<double*>(p);
-    if (dtype == DType::float32) return *reinterpret_cast<float*>(p);
-    return decode_half(dtype, *reinterpret_cast<uint16_t*>(p));
-  }
-  void set(int64_t row, int64_t col, double x) {
-    char* p = data() + (row * stride + col) * format(dtype).bytes;
-    if (dtype == DType::float64) {
-      *reinterpret_cast<double*>(p) = x;
-    } else if (dtype == DType::float32) {
-      *reinterpret_cast<float*>(p) = static_cast<float>(x);
-    } else {
-      *reinterpret_cast<uint16_t*>(p) = encode_half(dtype, x);
-    }
-  }
-  // Half a unit in the last place of a number of this size.
-  double rounding(double x) const {
-    const Format f = format(dtype);
-    const int exponent = x == 0 ? f.min_exponent : std::max(std::ilogb(x), f.min_exponent);
-    return std::ldexp(0.5, exponent - f.fraction_bits);
-  }
-};
-
-struct Problem {
-  int64_t rows;
-  RowNormOptions options;
-  Buffer param, grad, momentum;
-  double decay = 0.98;
-  double step_size = 0.25;
-
-  Problem(int64_t rows, const RowNormOptions& options, int64_t padding = 0, int64_t offset = 0)
-      : rows(rows),
-        options(options),
-        param(options.dtype, rows, options.cols + padding, offset),
-        grad(options.dtype, rows, options.cols + 2 * padding, offset),
-        momentum(options.momentum_dtype, rows, options.cols + 3 * padding, offset) {}
-
-  // Fresh numbers everywhere, the gaps included.
-  void draw(unsigned seed, double scale) {
-    std::mt19937 generator(seed);
-    std::normal_distribution<double> normal;
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < param.stride; ++c) param.set(r, c, normal(generator));
-      for (int64_t c = 0; c < grad.stride; ++c) grad.set(r, c, scale * normal(generator));
-      for (int64_t c = 0; c < momentum.stride; ++c) momentum.set(r, c, scale * normal(generator));
-    }
-  }
-  void clear(Buffer* buffer, int64_t row) const {
-    for (int64_t c = 0; c < options.cols; ++c) buffer->set(row, c, 0);
-  }
-  RowNormTensor tensor() {
-    return {param.data(), grad.data(),     momentum.data(), rows,     param.stride,
-            grad.stride,  momentum.stride, decay,           step_size};
-  }
-  void step() { row_norm_step(tensor(), options, 0, rows); }
-};
-
-RowNormOptions make_options(int64_t cols, DType dtype = DType::float32,
-                            DType momentum_dtype = DType::float32) {
-  return {cols, dtype, momentum_dtype, /*momentum=*/0.9, false, false, false};
-}
-
-struct Types {
-  DType dtype, momentum_dtype;
-};
-const std::vector<Types> kTypes = {
-    {DType::float32, DType::float32},   {DType::float32, DType::bfloat16},
-    {DType::float64, DType::float64},   {DType::bfloat16, DType::float32},
-    {DType::bfloat16, DType::bfloat16}, {DType::float16, DType::float32},
-    {DType::float16, DType::bfloat16}};
 
 // ---- Against the oracle
-
-// Steps `problem` and compares with the formula in double. Rows with zero gradient or zero
-// everything are among them.
-void check_against_oracle(Problem problem) {
-  const RowNormOptions& o = problem.options;
-  Problem before = problem;
-  problem.step();
-  const double beta = o.momentum;
-  const double eps = o.dtype == DType::float64 ? 1e-13 : 1e-5;
-  for (int64_t r = 0; r < problem.rows; ++r) {
-    std::vector<double> x(o.cols);
-    double squares = 0;
-    bool has_gradient = false;
-    for (int64_t c = 0; c < o.cols; ++c) {
-      const double g = (o.maximize ? -1 : 1) * before.grad.get(r, c);
-      const double old = before.momentum.get(r, c);
-      const double m = beta * old + (1 - beta) * g;
-      ASSERT_NEAR(problem.momentum.get(r, c), m,
-                  1.01 * problem.momentum.rounding(m) +
-                      eps * 1e-1 * (std::fabs(beta * old) + std::fabs(g)));
-      x[c] = o.nesterov ? beta * m + (1 - beta) * g : m;
-      squares += x[c] * x[c];
-      has_gradient |= g != 0;
-    }
-    const bool moves = has_gradient || !o.gradient_support;
-    for (int64_t c = 0; c < o.cols; ++c) {
-      const double p = before.param.get(r, c);
-      const double u = squares == 0 ? 0 : x[c] / std::sqrt(squares);
-      const double expected = problem.decay * p - problem.step_size * u;
-      if (moves) {
-        ASSERT_NEAR(problem.param.get(r, c), expected,
-                    1.01 * problem.param.rounding(expected) + eps * problem.step_size)
-            << "row " << r << " column " << c;
-      } else {
-        ASSERT_EQ(problem.param.get(r, c), p);
-      }
-    }
-    for (int64_t c = o.cols; c < problem.param.stride; ++c) {
-      ASSERT_EQ(problem.param.get(r, c), before.param.get(r, c));
-    }
-    for (int64_t c = o.cols; c < problem.momentum.stride; ++c) {
-      ASSERT_EQ(problem.momentum.get(r, c), before.momentum.get(r, c));
-    }
-  }
-  ASSERT_EQ(problem.grad.bytes, before.grad.bytes);
-}
 
 TEST(RowNormKernel, MatchesOracle) {
   unsigned seed = 0;
@@ -202,11 +28,12 @@ TEST(RowNormKernel, MatchesOracle) {
     for (const int64_t cols : {1, 2, 7, 31, 32, 33, 64, 65, 100, 1023, 1024, 1025, 4096, 4129}) {
       for (const double scale :
            narrow ? std::vector<double>{1e-2, 1, 1e2} : std::vector<double>{1e-30, 1, 1e30}) {
-        for (int flags = 0; flags < 8; ++flags) {
+        for (int flags = 0; flags < 16; ++flags) {
           RowNormOptions options = make_options(cols, types.dtype, types.momentum_dtype);
           options.nesterov = flags & 1;
           options.maximize = flags & 2;
           options.gradient_support = flags & 4;
+          options.cautious = flags & 8;
           const bool strided = seed % 2;
           Problem problem(4, options, strided ? 3 : 0, strided ? 1 : 0);
           problem.draw(++seed, scale);
@@ -217,7 +44,9 @@ TEST(RowNormKernel, MatchesOracle) {
                        << "dtype " << static_cast<int>(types.dtype) << " momentum "
                        << static_cast<int>(types.momentum_dtype) << " cols " << cols << " scale "
                        << scale << " flags " << flags);
-          check_against_oracle(problem);
+          const Problem before = problem;
+          step(&problem);
+          check_against_oracle(before, problem);
           if (HasFatalFailure()) return;
         }
       }
@@ -231,7 +60,7 @@ TEST(RowNormKernel, ZeroStepLeavesParameters) {
   problem.decay = 1;
   problem.step_size = 0;
   const Problem before = problem;
-  problem.step();
+  step(&problem);
   EXPECT_EQ(problem.param.bytes, before.param.bytes);
 }
 
@@ -241,7 +70,7 @@ TEST(RowNormKernel, NotANumberStaysInItsRow) {
       Problem problem(3, make_options(100));
       problem.draw(1, 1);
       for (int64_t c = all ? 0 : 50; c < (all ? 100 : 51); ++c) problem.grad.set(1, c, bad);
-      problem.step();
+      step(&problem);
       EXPECT_TRUE(std::isnan(problem.param.get(1, 50)));
       for (int64_t c = 0; c < 100; ++c) {
         EXPECT_TRUE(std::isfinite(problem.param.get(0, c)));
@@ -258,7 +87,7 @@ TEST(RowNormKernel, RangesGiveTheSameBits) {
     Problem whole(7, make_options(1027, types.dtype, types.momentum_dtype), 5, 1);
     whole.draw(3, 1);
     const Problem start = whole;
-    whole.step();
+    step(&whole);
     for (int64_t k = 0; k <= 7; ++k) {
       Problem parts = start;
       row_norm_step(parts.tensor(), parts.options, 0, k);
@@ -282,8 +111,8 @@ TEST(RowNormKernel, ScaleOfTheGradientDoesNotMatter) {
           scaled.momentum.set(r, c, std::ldexp(problem.momentum.get(r, c), exponent));
         }
       }
-      problem.step();
-      scaled.step();
+      step(&problem);
+      step(&scaled);
       EXPECT_EQ(problem.param.bytes, scaled.param.bytes) << "2^" << exponent;
     }
   }
@@ -299,8 +128,8 @@ TEST(RowNormKernel, MaximizeIsTheNegatedGradient) {
       for (int64_t c = 0; c < 333; ++c) negated.grad.set(r, c, -problem.grad.get(r, c));
     }
     problem.options.maximize = true;
-    problem.step();
-    negated.step();
+    step(&problem);
+    step(&negated);
     EXPECT_EQ(problem.param.bytes, negated.param.bytes);
     EXPECT_EQ(problem.momentum.bytes, negated.momentum.bytes);
   }
@@ -315,7 +144,7 @@ TEST(RowNormKernel, HalfPatternsSurvive) {
     problem.step_size = 0;
     auto* bits = reinterpret_cast<uint16_t*>(problem.param.data());
     for (int i = 0; i < 65536; ++i) bits[i] = static_cast<uint16_t>(i);
-    problem.step();
+    step(&problem);
     for (int i = 0; i < 65536; ++i) {
       const double x = decode_half(dtype, static_cast<uint16_t>(i));
       if (std::isfinite(x)) {
@@ -343,12 +172,223 @@ TEST(RowNormKernel, HalfRoundsToNearestEven) {
            {std::nextafter(middle, 0.0f), middle, std::nextafter(middle, INFINITY)}) {
         problem.param.set(0, 0, 0);
         problem.step_size = x;
-        problem.step();
+        step(&problem);
         uint16_t bits;
         std::memcpy(&bits, problem.param.data(), sizeof(bits));
         ASSERT_EQ(bits, encode_half(dtype, x)) << x;
       }
     }
+  }
+}
+
+// ---- Rows in blocks and in two runs
+
+TEST(RowNormKernel, BlocksAndSegmentsMatchOracle) {
+  unsigned seed = 0;
+  for (const Types& types : kTypes) {
+    for (const int64_t cols : {2, 34, 126, 1030, 2304}) {
+      for (const int64_t segments : {1, 2}) {
+        for (int flags = 0; flags < 8; ++flags) {
+          RowNormOptions options = make_options(cols, types.dtype, types.momentum_dtype);
+          options.segments = segments;
+          options.nesterov = flags & 1;
+          options.gradient_support = flags & 2;
+          options.cautious = flags & 4;
+          Problem problem(6, options, seed % 3, seed % 2, /*inner=*/seed % 2 ? 3 : 2);
+          problem.draw(++seed, 1);
+          problem.clear(&problem.grad, 1);
+          problem.clear(&problem.grad, 4);
+          problem.clear(&problem.momentum, 4);
+          SCOPED_TRACE(testing::Message() << "dtype " << static_cast<int>(types.dtype) << " cols "
+                                          << cols << " segments " << segments << " seed " << seed);
+          const Problem before = problem;
+          step(&problem);
+          check_against_oracle(before, problem);
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+TEST(RowNormKernel, WhereRowsLieDoesNotMatter) {
+  for (const Types& types : kTypes) {
+    for (const int64_t segments : {1, 2}) {
+      RowNormOptions options = make_options(514, types.dtype, types.momentum_dtype);
+      options.segments = segments;
+      Problem blocks(6, options, 5, 1, 2);
+      options.segments = 1;
+      Problem plain(6, options);
+      blocks.draw(1, 1);
+      for (int64_t r = 0; r < 6; ++r) {
+        for (int64_t c = 0; c < 514; ++c) {
+          plain.param.set(r, c, blocks.param.get(r, c));
+          plain.grad.set(r, c, blocks.grad.get(r, c));
+          plain.momentum.set(r, c, blocks.momentum.get(r, c));
+        }
+      }
+      step(&blocks);
+      step(&plain);
+      for (int64_t r = 0; r < 6; ++r) {
+        for (int64_t c = 0; c < 514; ++c) {
+          ASSERT_EQ(plain.param.get(r, c), blocks.param.get(r, c));
+          ASSERT_EQ(plain.momentum.get(r, c), blocks.momentum.get(r, c));
+        }
+      }
+    }
+  }
+}
+
+// ---- Stochastic rounding
+
+// The published known answers.
+TEST(RowNormKernel, PhiloxKnownAnswers) {
+  struct Answer {
+    uint32_t counter[4];
+    uint64_t key;
+    uint32_t words[4];
+  };
+  const Answer answers[] = {
+      {{0, 0, 0, 0}, 0, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
+      {{~0u, ~0u, ~0u, ~0u}, ~0ull, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
+      {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344},
+       0x299f31d0a4093822,
+       {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}}};
+  for (Answer answer : answers) {
+    erlangen::kernels::philox(answer.counter, answer.key);
+    for (int i = 0; i < 4; ++i) EXPECT_EQ(answer.counter[i], answer.words[i]);
+  }
+}
+
+// A float32 twin says what is rounded, to the bit; the noise is that of the element's place in the
+// contiguous parameter.
+TEST(RowNormKernel, RoundsByTheNoiseOfEachElement) {
+  for (const int64_t cols : {2, 6, 66, 1030, 2304}) {
+    for (const int64_t segments : {1, 2}) {
+      for (const bool cautious : {false, true}) {
+        RowNormOptions options = make_options(cols, DType::bfloat16);
+        options.segments = segments;
+        options.cautious = cautious;
+        options.stochastic_rounding = true;
+        options.seed = 0xfedcba9876543210;
+        Problem problem(6, options, 3, 1, 3);
+        problem.draw(cols, 1);
+        problem.position = 7;
+        problem.noise_step = 5;
+        options.dtype = DType::float32;
+        Problem twin(6, options, 0, 0, 3);
+        for (int64_t r = 0; r < 6; ++r) {
+          for (int64_t c = 0; c < cols; ++c) {
+            twin.param.set(r, c, problem.param.get(r, c));
+            twin.grad.set(r, c, problem.grad.get(r, c));
+            twin.momentum.set(r, c, problem.momentum.get(r, c));
+          }
+        }
+        RowNormTensor tensor = problem.tensor();
+        tensor.element_offset = 9;
+        row_norm_step(tensor, problem.options, 0, 6);
+        step(&twin);
+        int up = 0;
+        for (int64_t r = 0; r < 6; ++r) {
+          for (int64_t c = 0; c < cols; ++c) {
+            const int64_t element = 9 + twin.contiguous().index(r, c);
+            uint32_t words[4] = {static_cast<uint32_t>(element / 4), 0, 5, 7};
+            erlangen::kernels::philox(words, options.seed);
+            const float x = static_cast<float>(twin.param.get(r, c));
+            uint32_t bits;
+            std::memcpy(&bits, &x, sizeof(bits));
+            const uint16_t expected = (bits + (words[element % 4] & 0xffff)) >> 16;
+            ASSERT_EQ(problem.param.get(r, c), decode_half(DType::bfloat16, expected))
+                << "row " << r << " column " << c;
+            up += expected != bits >> 16;
+          }
+        }
+        // Neither all down nor all up.
+        EXPECT_GT(up, 0);
+        EXPECT_LT(up, 6 * cols);
+      }
+    }
+  }
+}
+
+TEST(RowNormKernel, NoNoiseWhereNothingIsRounded) {
+  RowNormOptions options = make_options(65536, DType::bfloat16);
+  options.stochastic_rounding = true;
+  Problem problem(1, options);
+  problem.decay = 1;
+  problem.step_size = 0;
+  auto* bits = reinterpret_cast<uint16_t*>(problem.param.data());
+  for (int i = 0; i < 65536; ++i) bits[i] = static_cast<uint16_t>(i);
+  step(&problem);
+  for (int i = 0; i < 65536; ++i) {
+    const double x = decode_half(DType::bfloat16, static_cast<uint16_t>(i));
+    // Infinities stay; NaN stays NaN.
+    if (std::isnan(x)) {
+      ASSERT_TRUE(std::isnan(decode_half(DType::bfloat16, bits[i])));
+    } else if (std::isfinite(x)) {
+      ASSERT_EQ(bits[i], i);
+    }
+  }
+  EXPECT_EQ(erlangen::kernels::stochastic_bfloat16(INFINITY, 0xffff), 0x7f80);
+  EXPECT_EQ(erlangen::kernels::stochastic_bfloat16(-INFINITY, 0xffff), 0xff80);
+}
+
+// ---- Numbers that are read at run time
+
+TEST(RowNormKernel, ReadsRateAndStepAtRunTime) {
+  RowNormOptions options = make_options(100, DType::bfloat16);
+  options.stochastic_rounding = true;
+  Problem expected(3, options);
+  expected.draw(1, 1);
+  Problem problem = expected;
+  RowNormTensor given = expected.tensor();
+  given.lr = 0.125f;
+  given.step = 11;
+  row_norm_step(given, options, 0, 3);
+  const float lr = 0.125f, step = 11;
+  RowNormTensor read = problem.tensor();
+  read.lr_pointer = &lr;
+  read.step_pointer = &step;
+  row_norm_step(read, options, 0, 3);
+  EXPECT_EQ(problem.param.bytes, expected.param.bytes);
+}
+
+TEST(RowNormKernel, DividesByTheGradientScale) {
+  for (const Types& types : kTypes) {
+    const float scale = 1024;
+    Problem problem(3, make_options(100, types.dtype, types.momentum_dtype));
+    problem.draw(1, 1);
+    Problem expected = problem;
+    for (int64_t r = 0; r < 3; ++r) {
+      for (int64_t c = 0; c < 100; ++c) {
+        // Few digits, so that the smaller one is exact in every type.
+        const double g = std::nearbyint(8 * problem.grad.get(r, c));
+        problem.grad.set(r, c, g);
+        expected.grad.set(r, c, g / scale);
+      }
+    }
+    problem.options.grad_scale = &scale;
+    step(&problem);
+    step(&expected);
+    EXPECT_EQ(problem.param.bytes, expected.param.bytes);
+    EXPECT_EQ(problem.momentum.bytes, expected.momentum.bytes);
+    const float three = 3;  // no power of two
+    problem.options.grad_scale = &three;
+    const Problem before = problem;
+    step(&problem);
+    check_against_oracle(before, problem);
+  }
+}
+
+TEST(RowNormKernel, OverflowChangesNothing) {
+  for (const float found : {0.0f, 1.0f}) {
+    Problem problem(3, make_options(100));
+    problem.draw(1, 1);
+    const Problem before = problem;
+    problem.options.found_inf = &found;
+    step(&problem);
+    EXPECT_EQ(problem.param.bytes == before.param.bytes, found != 0);
+    EXPECT_EQ(problem.momentum.bytes == before.momentum.bytes, found != 0);
   }
 }
 

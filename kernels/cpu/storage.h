@@ -1,15 +1,7 @@
-// What the CPU kernels are made of: the compiler's settings, storage types, prefetching. The first
-// include of their .cpp files, so that the settings hold for all they inline.
-//
-// No product is contracted with a sum, so that every instruction set below gives the same bits.
+// Storage types of the CPU kernels. Half precision by hand, without branches, so that loops over it
+// vectorise. For kernels/cpu/*.cpp only.
 
 #pragma once
-
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("fp-contract=off", "no-trapping-math")
-#elif defined(__clang__)
-#pragma clang fp contract(off)
-#endif
 
 #include <cstdint>
 #include <cstring>
@@ -25,9 +17,6 @@
 #endif
 
 namespace erlangen::kernels::cpu {
-namespace {
-
-// ---- Storage types. Half precision by hand, without branches, so that loops over it vectorise.
 
 struct BFloat16 {
   uint16_t bits;
@@ -95,20 +84,4 @@ ERLANGEN_INLINE uint64_t nonzero_bits(double x) {
   return bits << 1;
 }
 
-// ---- Memory
-
-constexpr int64_t kStrip = 64;  // columns between prefetches
-constexpr int64_t kBytesAhead = 1024;
-constexpr int64_t kCacheLine = 64;
-
-// A hint: the address may lie past the buffer's end.
-template <typename T>
-ERLANGEN_INLINE void prefetch(const T* data, int64_t bytes_ahead) {
-  const char* first = reinterpret_cast<const char*>(data) + bytes_ahead;
-  for (int64_t b = 0; b < kStrip * static_cast<int64_t>(sizeof(T)); b += kCacheLine) {
-    __builtin_prefetch(first + b);
-  }
-}
-
-}  // namespace
 }  // namespace erlangen::kernels::cpu

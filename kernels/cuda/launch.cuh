@@ -1,0 +1,50 @@
+// How all our kernels are launched, and how they reach dynamic shared memory. For .cu files only.
+//
+// On the host (ERLANGEN_CUDA_ON_HOST, tests/cpp/cuda_on_host.h) the same two names run a kernel on
+// the CPU, which `kernel<<<...>>>` could not.
+
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <utility>
+
+namespace erlangen::kernels::cuda {
+
+#ifdef ERLANGEN_CUDA_ON_HOST
+
+using cuda_on_host::dynamic_shared;
+using cuda_on_host::launch;
+
+#else
+
+// Shared memory that a launch may have without asking for it.
+constexpr size_t kPlainSharedBytes = 48 * 1024;
+
+// Starts `kernel(arguments...)` and says whether it could be started; nothing waits for it.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                   void (*kernel)(Parameters...), Arguments&&... arguments) {
+  if (shared_bytes > kPlainSharedBytes) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+}
+
+// The block's dynamic shared memory, at a multiple of 128 bytes.
+__device__ __forceinline__ void* dynamic_shared() {
+  extern __shared__ __align__(128) unsigned char bytes[];
+  return bytes;
+}
+
+#endif
+
+}  // namespace erlangen::kernels::cuda

@@ -1,0 +1,75 @@
+// The scalar formulas of a step that divides rows, columns or other units by their length: momentum
+// and direction, scale of a sum of squares, new parameter. Shared by these steps' kernels on CPU
+// and CUDA; kernels/row_norm.h says what a step computes.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "types.h"
+
+namespace erlangen::kernels::norm_step {
+
+// Scalars of the formula in the type that computes.
+template <typename Compute>
+struct Scalars {
+  Compute beta;
+  Compute gradient_weight;  // 1 - beta; negative when maximizing
+};
+
+template <typename Compute>
+ERLANGEN_INLINE Scalars<Compute> scalars(double beta, bool maximize) {
+  const double weight = 1.0 - beta;
+  return {static_cast<Compute>(beta), static_cast<Compute>(maximize ? -weight : weight)};
+}
+
+// Both the new momentum and, applied to it once more, Nesterov's direction.
+template <typename Compute>
+ERLANGEN_INLINE Compute blend(const Scalars<Compute>& s, Compute momentum, Compute gradient) {
+  return s.beta * momentum + s.gradient_weight * gradient;
+}
+
+// The magnitude's leading 32 bits. They order as the magnitudes do, NaN above all; an integer
+// maximum needs no care for NaN and is the same in any order.
+ERLANGEN_INLINE int32_t magnitude_key(float x) {
+  int32_t bits;
+  std::memcpy(&bits, &x, sizeof(x));
+  return bits & 0x7fffffff;
+}
+ERLANGEN_INLINE int32_t magnitude_key(double x) {
+  int64_t bits;
+  std::memcpy(&bits, &x, sizeof(x));
+  return static_cast<int32_t>(bits >> 32) & 0x7fffffff;
+}
+
+// The power of two that brings a magnitude with this key to [1, 2). The largest exponent stays a
+// factor of two short and subnormal rows stay below 1, which no square minds.
+ERLANGEN_INLINE void prescale(int32_t key, float* scale) {
+  const int32_t field = 254 - (key >> 23);
+  const int32_t bits = (field > 1 ? field : 1) << 23;
+  std::memcpy(scale, &bits, sizeof(*scale));
+}
+ERLANGEN_INLINE void prescale(int32_t key, double* scale) {
+  const int64_t field = 2046 - (key >> 20);
+  const int64_t bits = (field > 1 ? field : 1) << 52;
+  std::memcpy(scale, &bits, sizeof(*scale));
+}
+
+// p - (lost * p + length * y) with lost = 1 - decay and y the prescaled direction. Near 1 a float
+// holds decay with an error of 3e-8, much of lr * weight_decay; it holds 1 - decay to full
+// precision.
+template <typename Compute>
+ERLANGEN_INLINE Compute updated(Compute param, Compute lost, Compute length, Compute y) {
+  return param - (lost * param + length * y);
+}
+
+// `lost` where the parameter moves towards zero, else 0. The product of two small numbers would
+// vanish, so the signs are compared.
+template <typename Compute>
+ERLANGEN_INLINE Compute cautiously(Compute lost, Compute param, Compute y) {
+  const bool shrinks = (param > 0 && y > 0) || (param < 0 && y < 0);
+  return shrinks ? lost : Compute(0);
+}
+
+}  // namespace erlangen::kernels::norm_step
