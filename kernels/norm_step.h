@@ -64,4 +64,12 @@ ERLANGEN_INLINE Compute updated(Compute param, Compute lost, Compute length, Com
   return param - (lost * param + length * y);
 }
 
+// `lost` where the parameter moves towards zero, else 0. The product of two small numbers would
+// vanish, so the signs are compared.
+template <typename Compute>
+ERLANGEN_INLINE Compute cautiously(Compute lost, Compute param, Compute y) {
+  const bool shrinks = (param > 0 && y > 0) || (param < 0 && y < 0);
+  return shrinks ? lost : Compute(0);
+}
+
 }  // namespace erlangen::kernels::norm_step

@@ -298,4 +298,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("preset_options",
         [](const std::string& name) { return to_dict(erlangen::preset_options(name), true); });
   m.def("kernel_count", &erlangen::kernel_count, "Parameters stepped by fused kernels, for tests.");
+  m.def("use_kernels", &erlangen::use_kernels, py::arg("use"),
+        "Fused kernels where there are any, or the reference operations; for tests.");
 }

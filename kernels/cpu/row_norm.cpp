@@ -9,10 +9,9 @@
 // bytes an element in float32. Pass 1 goes strip by strip and asks for the parameter's strip, which
 // pass 3 will want, and for the gradient and momentum of strips to come: hardware prefetchers start
 // anew at every page, and a row is often just one. That saves up to a quarter of the time.
+
 //
-// The sum of squares is kept in 32 lanes: column c is added to lane c mod 32, and the lanes of 4096
-// columns are folded by halves (lane l gains lane l + 16, l + 8, ... l + 1) and added to a double.
-// No product is contracted with a sum, so that every instruction set below gives the same bits.
+// No product is contracted with a sum, so that every instruction set gives the same bits.
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("fp-contract=off", "no-trapping-math")
@@ -26,119 +25,62 @@
 #include <cmath>
 #include <memory>
 
-#include "storage.h"
+#include "row_norm_rows.h"
 
 namespace erlangen::kernels::cpu {
 namespace {
 
-constexpr int kLanes = 32;
-constexpr int64_t kBlock = 4096;  // columns summed in lanes before they join the double
-constexpr int64_t kStrip = 64;    // columns between prefetches
-constexpr int64_t kBytesAhead = 1024;
-constexpr int64_t kCacheLine = 64;
-
-// ---- The three passes over a row.
-
-// A hint: the address may lie past the buffer's end.
-template <typename T>
-ERLANGEN_INLINE void prefetch(const T* data, int64_t bytes_ahead) {
-  const char* first = reinterpret_cast<const char*>(data) + bytes_ahead;
-  for (int64_t b = 0; b < kStrip * static_cast<int64_t>(sizeof(T)); b += kCacheLine) {
-    __builtin_prefetch(first + b);
-  }
-}
-
-struct RowFacts {
-  int32_t key = 0;             // of the direction's largest magnitude
-  uint64_t gradient_bits = 0;  // not zero if some gradient element is not
-};
-
-template <bool kNesterov, typename Param, typename Momentum, typename Compute>
-ERLANGEN_INLINE void take_gradient(const Param* __restrict__ grad, Momentum* __restrict__ momentum,
-                                   Compute* __restrict__ direction, int64_t cols,
-                                   const row_norm::Scalars<Compute>& s, RowFacts* facts) {
-  int32_t key = facts->key;
-  decltype(nonzero_bits(Param{})) gradient_bits = 0;
-  for (int64_t c = 0; c < cols; ++c) {
-    const Compute g = load(grad[c]);
-    const Compute m = row_norm::blend(s, static_cast<Compute>(load(momentum[c])), g);
-    const Compute x = kNesterov ? row_norm::blend(s, m, g) : m;
-    store(m, &momentum[c]);
-    direction[c] = x;
-    key = std::max(key, row_norm::magnitude_key(x));
-    gradient_bits |= nonzero_bits(grad[c]);
-  }
-  facts->key = key;
-  facts->gradient_bits |= gradient_bits;
-}
-
-template <typename Compute>
-ERLANGEN_INLINE double sum_of_squares(const Compute* direction, int64_t cols, Compute scale) {
-  double total = 0;
-  for (int64_t block = 0; block < cols; block += kBlock) {
-    const int64_t end = std::min(block + kBlock, cols);
-    Compute lanes[kLanes] = {};
-    int64_t c = block;
-    for (; c + kLanes <= end; c += kLanes) {
-      for (int l = 0; l < kLanes; ++l) {
-        const Compute y = direction[c + l] * scale;
-        lanes[l] += y * y;
-      }
-    }
-    for (int l = 0; c + l < end; ++l) {
-      const Compute y = direction[c + l] * scale;
-      lanes[l] += y * y;
-    }
-    for (int half = kLanes / 2; half > 0; half /= 2) {
-      for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-    }
-    total += lanes[0];
-  }
-  return total;
-}
-
-template <typename Param, typename Compute>
-ERLANGEN_INLINE void update(Param* __restrict__ param, const Compute* __restrict__ direction,
-                            int64_t cols, Compute scale, Compute length, Compute lost) {
-  for (int64_t c = 0; c < cols; ++c) {
-    const Compute p = load(param[c]);
-    store(row_norm::updated(p, lost, length, direction[c] * scale), &param[c]);
-  }
-}
-
 template <typename Param, typename Momentum, typename Compute>
 ERLANGEN_INLINE void step_rows(const RowNormTensor& tensor, const RowNormOptions& options,
                                int64_t begin, int64_t end) {
-  const int64_t cols = options.cols;
+  if (row_norm::overflowed(options)) return;
+  const int64_t run = options.cols / options.segments;
   const auto s = row_norm::scalars<Compute>(options);
-  const Compute lost = static_cast<Compute>(1.0 - tensor.decay);
-  const std::unique_ptr<Compute[]> scratch(new Compute[cols]);
-  Compute* direction = scratch.get();
+  const auto noise = row_norm::rounding_noise(tensor, options);
+  const Compute lost = static_cast<Compute>(row_norm::lost(tensor));
+  const double step_size = row_norm::step_size(tensor);
+  const std::unique_ptr<Compute[]> scratch(new Compute[options.cols]);
   for (int64_t row = begin; row < end; ++row) {
-    Param* param = static_cast<Param*>(tensor.param) + row * tensor.param_stride;
-    const Param* grad = static_cast<const Param*>(tensor.grad) + row * tensor.grad_stride;
-    Momentum* momentum = static_cast<Momentum*>(tensor.momentum) + row * tensor.momentum_stride;
+    const row_norm::RowPlace place = row_norm::row_place(tensor, row);
+    Param* row_param =
+        static_cast<Param*>(tensor.param) + row_norm::row_start(tensor.param_strides, place);
+    const Param* row_grad =
+        static_cast<const Param*>(tensor.grad) + row_norm::row_start(tensor.grad_strides, place);
+    Momentum* row_momentum = static_cast<Momentum*>(tensor.momentum) +
+                             row_norm::row_start(tensor.momentum_strides, place);
 
     RowFacts facts;
-    for (int64_t c = 0; c < cols; c += kStrip) {
-      const int64_t count = std::min(kStrip, cols - c);
-      prefetch(param + c, 0);
-      prefetch(grad + c, kBytesAhead);
-      prefetch(momentum + c, kBytesAhead);
-      if (options.nesterov) {
-        take_gradient<true>(grad + c, momentum + c, direction + c, count, s, &facts);
-      } else {
-        take_gradient<false>(grad + c, momentum + c, direction + c, count, s, &facts);
+    for (int64_t segment = 0; segment < options.segments; ++segment) {
+      Param* param = row_param + segment * tensor.param_strides.segment;
+      const Param* grad = row_grad + segment * tensor.grad_strides.segment;
+      Momentum* momentum = row_momentum + segment * tensor.momentum_strides.segment;
+      Compute* direction = scratch.get() + segment * run;
+      for (int64_t c = 0; c < run; c += kStrip) {
+        const int64_t count = std::min(kStrip, run - c);
+        prefetch(param + c, 0);
+        prefetch(grad + c, kBytesAhead);
+        prefetch(momentum + c, kBytesAhead);
+        if (options.nesterov) {
+          take_gradient<true, true>(grad + c, momentum + c, direction + c, count, s, &facts);
+        } else {
+          take_gradient<false, true>(grad + c, momentum + c, direction + c, count, s, &facts);
+        }
       }
     }
     if (options.gradient_support && facts.gradient_bits == 0) continue;
 
-    Compute scale;
-    row_norm::prescale(facts.key, &scale);
-    const double squares = sum_of_squares(direction, cols, scale);
+    RowUpdate<Compute> u;
+    row_norm::prescale(facts.key, &u.scale);
+    const double squares = sum_of_squares(scratch.get(), options.cols, u.scale);
     // Asked of the sum, not of the maximum: a row of NaN is no row of zeros.
-    const double length = squares == 0 ? 0 : tensor.step_size / std::sqrt(squares);
-    update(param, direction, cols, scale, static_cast<Compute>(length), lost);
+    u.length = static_cast<Compute>(squares == 0 ? 0 : step_size / std::sqrt(squares));
+    u.lost = lost;
+    const int64_t element =
+        tensor.element_offset + row_norm::row_start(tensor.element_strides, place);
+    for (int64_t segment = 0; segment < options.segments; ++segment) {
+      update_run(row_param + segment * tensor.param_strides.segment, scratch.get() + segment * run,
+                 run, u, options, noise, element + segment * tensor.element_strides.segment);
+    }
   }
 }
 

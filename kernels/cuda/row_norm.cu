@@ -11,66 +11,13 @@
 #include "ptx.cuh"
 #include "row_norm.cuh"
 #include "row_norm_device.cuh"
+#include "row_norm_rows.cuh"
 #include "row_norm_tiles.h"
 
 namespace erlangen::kernels::cuda {
 namespace {
 
 constexpr int kBytesInRegisters = 128;  // of direction, a thread
-
-// ---- A row and what is done to it
-
-template <typename Param, typename Momentum, typename Compute>
-struct Row {
-  Param* param;
-  const Param* grad;
-  Momentum* momentum;
-  Compute lost;  // 1 - decay
-  Compute step_size;
-
-  __device__ __forceinline__ Row(const RowTable& table, int tensor_index, int64_t row) {
-    const RowNormTensor& tensor = table.tensors[tensor_index];
-    const int64_t r = row_in_tensor(table, tensor_index, row);
-    param = static_cast<Param*>(tensor.param) + r * tensor.param_stride;
-    grad = static_cast<const Param*>(tensor.grad) + r * tensor.grad_stride;
-    momentum = static_cast<Momentum*>(tensor.momentum) + r * tensor.momentum_stride;
-    lost = static_cast<Compute>(1.0 - tensor.decay);
-    step_size = static_cast<Compute>(tensor.step_size);
-  }
-};
-
-// Updates a pack's momentum in place, gives its direction, and notes whether it has a gradient.
-template <typename Param, typename Momentum, typename Compute, int kWidth>
-__device__ __forceinline__ void take_gradient(const row_norm::Scalars<Compute>& s, bool nesterov,
-                                              const Pack<Param, kWidth>& grad,
-                                              Pack<Momentum, kWidth>* momentum,
-                                              Compute (&direction)[kWidth], bool* has_gradient) {
-#pragma unroll
-  for (int i = 0; i < kWidth; ++i) {
-    const Compute g = load(grad.values[i]);
-    const Compute m = row_norm::blend(s, static_cast<Compute>(load(momentum->values[i])), g);
-    store(m, &momentum->values[i]);
-    direction[i] = nesterov ? row_norm::blend(s, m, g) : m;
-    *has_gradient |= g != Compute(0);
-  }
-}
-
-template <typename Param, typename Compute, int kWidth>
-__device__ __forceinline__ void update(Pack<Param, kWidth>* param, Compute lost, Compute length,
-                                       const Compute (&direction)[kWidth], Compute scale) {
-#pragma unroll
-  for (int i = 0; i < kWidth; ++i) {
-    const Compute p = load(param->values[i]);
-    store(row_norm::updated(p, lost, length, direction[i] * scale), &param->values[i]);
-  }
-}
-
-// The factor from prescaled direction to update. Asked of the sum, not of the maximum: a row of NaN
-// is no row of zeros.
-template <typename Compute>
-__device__ __forceinline__ Compute update_length(Compute step_size, Compute squares) {
-  return squares == Compute(0) ? Compute(0) : step_size / sqrt(squares);
-}
 
 // ---- Rows that fit into registers
 
@@ -94,6 +41,7 @@ __global__ void __launch_bounds__(block_threads(kThreads), kThreadsOnSM / block_
   __shared__ int32_t keys[kWarp];
   __shared__ Compute sums[kWarp];
   const RowTeam<Compute, kThreads> team{keys, sums};
+  if (row_norm::overflowed(options)) return;
   const auto s = row_norm::scalars<Compute>(options);
   const int cols = static_cast<int>(options.cols);
   const int thread = threadIdx.x % kThreads;
@@ -105,7 +53,9 @@ __global__ void __launch_bounds__(block_threads(kThreads), kThreadsOnSM / block_
            static_cast<int64_t>(blockIdx.x) * (blockDim.x / kThreads) + threadIdx.x / kThreads;
        r < rows; r += workers) {
     tensor = tensor_of_row(table, r, tensor);
-    const Row<Param, Momentum, Compute> row(table, tensor, r);
+    const RowNormTensor& own = table.tensors[tensor];
+    const Row<Param, Momentum, Compute> row(
+        own, options, row_norm::row_place(own, row_in_tensor(table, tensor, r)));
     const auto column = [&](int pack) {
       return static_cast<int>(pack_column(pack, thread, kThreads, kWidth));
     };
@@ -121,10 +71,10 @@ __global__ void __launch_bounds__(block_threads(kThreads), kThreadsOnSM / block_
       for (int b = 0; b < kBatch; ++b) {
         const int c = column(batch + b);
         if (c < cols) {
-          g[b] = load_pack<Param, kWidth>(row.grad + c);
-          m[b] = load_pack<Momentum, kWidth>(row.momentum + c);
+          g[b] = load_pack<Param, kWidth>(row.grad_at(c));
+          m[b] = load_pack<Momentum, kWidth>(row.momentum_at(c));
           // Brings the parameter towards the chip while the row is still being summed.
-          if (kThreads > kWarp) prefetch(row.param + c);
+          if (kThreads > kWarp) prefetch(row.param_at(c));
         }
       }
 #pragma unroll
@@ -132,7 +82,7 @@ __global__ void __launch_bounds__(block_threads(kThreads), kThreadsOnSM / block_
         const int c = column(batch + b);
         if (c < cols) {
           take_gradient(s, options.nesterov, g[b], &m[b], x[batch + b], &has_gradient);
-          store_pack(m[b], row.momentum + c);
+          store_pack(m[b], row.momentum_at(c));
         } else {
 #pragma unroll
           for (int i = 0; i < kWidth; ++i) x[batch + b][i] = 0;
@@ -167,14 +117,14 @@ __global__ void __launch_bounds__(block_threads(kThreads), kThreadsOnSM / block_
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) {
         const int c = column(batch + b);
-        if (c < cols) p[b] = load_pack<Param, kWidth>(row.param + c);
+        if (c < cols) p[b] = load_pack<Param, kWidth>(row.param_at(c));
       }
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) {
         const int c = column(batch + b);
         if (c < cols) {
-          update(&p[b], row.lost, length, x[batch + b], scale);
-          store_pack(p[b], row.param + c);
+          update(row, options, c, &p[b], length, x[batch + b], scale);
+          store_pack(p[b], row.param_at(c));
         }
       }
     }
@@ -195,6 +145,7 @@ __global__ void __launch_bounds__(kLongRowThreads)
   __shared__ int32_t keys[kWarp];
   __shared__ Compute sums[kWarp];
   const RowTeam<Compute, kLongRowThreads> team{keys, sums};
+  if (row_norm::overflowed(options)) return;
   const auto s = row_norm::scalars<Compute>(options);
   const int64_t cols = options.cols;
   const int64_t rows = rows_in(table);
@@ -202,7 +153,9 @@ __global__ void __launch_bounds__(kLongRowThreads)
   int tensor = 0;
   for (int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
     tensor = tensor_of_row(table, r, tensor);
-    const Row<Param, Momentum, Compute> row(table, tensor, r);
+    const RowNormTensor& own = table.tensors[tensor];
+    const Row<Param, Momentum, Compute> row(
+        own, options, row_norm::row_place(own, row_in_tensor(table, tensor, r)));
     const auto column = [&](int64_t pack) {
       return pack_column(pack, threadIdx.x, kLongRowThreads, kWidth);
     };
@@ -228,8 +181,8 @@ __global__ void __launch_bounds__(kLongRowThreads)
       for (int b = 0; b < kBatch; ++b) {
         const int64_t c = column(batch + b);
         if (c < cols) {
-          g[b] = load_pack<Param, kWidth>(row.grad + c);
-          m[b] = load_pack<Momentum, kWidth>(row.momentum + c);
+          g[b] = load_pack<Param, kWidth>(row.grad_at(c));
+          m[b] = load_pack<Momentum, kWidth>(row.momentum_at(c));
         }
       }
 #pragma unroll
@@ -261,9 +214,9 @@ __global__ void __launch_bounds__(kLongRowThreads)
       for (int b = 0; b < kBatch; ++b) {
         const int64_t c = column(batch + b);
         if (c < cols) {
-          g[b] = load_pack<Param, kWidth>(row.grad + c);
-          m[b] = load_pack<Momentum, kWidth>(row.momentum + c);
-          if (moves) p[b] = load_pack<Param, kWidth>(row.param + c);
+          g[b] = load_pack<Param, kWidth>(row.grad_at(c));
+          m[b] = load_pack<Momentum, kWidth>(row.momentum_at(c));
+          if (moves) p[b] = load_pack<Param, kWidth>(row.param_at(c));
         }
       }
 #pragma unroll
@@ -272,10 +225,10 @@ __global__ void __launch_bounds__(kLongRowThreads)
         if (c >= cols) continue;
         Compute x[kWidth];
         take_gradient(s, options.nesterov, g[b], &m[b], x, &has_gradient);
-        store_pack(m[b], row.momentum + c);
+        store_pack(m[b], row.momentum_at(c));
         if (moves) {
-          update(&p[b], row.lost, length, x, scale);
-          store_pack(p[b], row.param + c);
+          update(row, options, c, &p[b], length, x, scale);
+          store_pack(p[b], row.param_at(c));
         }
       }
     }
@@ -355,8 +308,8 @@ cudaError_t step(const RowNormTensor* tensors, int64_t count, const RowNormOptio
   RowTable table;
   for (const bool vectors : {true, false}) {
     for (int64_t begin = 0; begin < count;) {
-      begin = fill_table(tensors, count, begin, vectors, options.cols, sizeof(Param),
-                         sizeof(Momentum), &table);
+      begin = fill_table(tensors, count, begin, vectors, options, sizeof(Param), sizeof(Momentum),
+                         &table);
       if (table.count == 0) continue;
       const cudaError_t error = launch_rows<Param, Momentum>(table, options, vectors, stream);
       if (error != cudaSuccess) return error;

@@ -15,7 +15,10 @@
 
 namespace erlangen::kernels::cuda {
 
-constexpr int kTensorsPerLaunch = 50;
+// Table and options travel as kernel arguments, of which every driver takes 4 KB.
+constexpr int kArgumentBytes = 4096;
+constexpr int kTensorsPerLaunch = (kArgumentBytes - sizeof(RowNormOptions) - sizeof(int64_t)) /
+                                  (sizeof(RowNormTensor) + sizeof(int64_t));
 
 struct RowTable {
   RowNormTensor tensors[kTensorsPerLaunch];
@@ -23,8 +26,7 @@ struct RowTable {
   int64_t count;
 };
 
-// Table and options travel as kernel arguments, of which every driver takes 4 KB.
-static_assert(sizeof(RowTable) + sizeof(RowNormOptions) <= 4096, "kernel arguments too large");
+static_assert(sizeof(RowTable) + sizeof(RowNormOptions) <= kArgumentBytes, "too many tensors");
 
 ERLANGEN_INLINE int64_t rows_in(const RowTable& table) {
   return table.count == 0 ? 0 : table.ends[table.count - 1];
@@ -45,29 +47,38 @@ ERLANGEN_INLINE int64_t pack_column(int64_t pack, int thread, int threads, int w
   return (pack * threads + thread) * width;
 }
 
-// Whether every row starts at a multiple of 16 bytes in all three buffers and is whole packs long.
-inline bool takes_vectors(const RowNormTensor& tensor, int64_t cols, int param_bytes,
-                          int momentum_bytes) {
-  const auto aligned = [&](const void* data, int64_t stride, int bytes) {
-    return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0 &&
-           (tensor.rows == 1 || stride * bytes % kVectorBytes == 0);
+// Whether packs of columns are whole and start at multiples of 16 bytes in all three buffers.
+inline bool takes_vectors(const RowNormTensor& tensor, const RowNormOptions& options,
+                          int param_bytes, int momentum_bytes) {
+  const auto steps = [&](const RowStrides& strides, int64_t unit) {
+    return (tensor.inner == 1 || strides.row % unit == 0) &&
+           (tensor.rows <= tensor.inner || strides.outer % unit == 0) &&
+           (options.segments == 1 || strides.segment % unit == 0);
   };
-  return cols % pack_width(param_bytes, momentum_bytes) == 0 &&
-         aligned(tensor.param, tensor.param_stride, param_bytes) &&
-         aligned(tensor.grad, tensor.grad_stride, param_bytes) &&
-         aligned(tensor.momentum, tensor.momentum_stride, momentum_bytes);
+  const auto aligned = [&](const void* data, const RowStrides& strides, int bytes) {
+    return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0 &&
+           steps(strides, kVectorBytes / bytes);
+  };
+  // Four elements share the words of one counter.
+  const bool whole_noise = !options.stochastic_rounding ||
+                           (tensor.element_offset % 4 == 0 && steps(tensor.element_strides, 4));
+  return options.cols / options.segments % pack_width(param_bytes, momentum_bytes) == 0 &&
+         aligned(tensor.param, tensor.param_strides, param_bytes) &&
+         aligned(tensor.grad, tensor.grad_strides, param_bytes) &&
+         aligned(tensor.momentum, tensor.momentum_strides, momentum_bytes) && whole_noise;
 }
 
 // Fills the table with the next tensors, from index `begin` on, that take vectors or that do not.
 // Returns the index to go on from.
 inline int64_t fill_table(const RowNormTensor* tensors, int64_t count, int64_t begin, bool vectors,
-                          int64_t cols, int param_bytes, int momentum_bytes, RowTable* table) {
+                          const RowNormOptions& options, int param_bytes, int momentum_bytes,
+                          RowTable* table) {
   table->count = 0;
   int64_t i = begin;
   for (; i < count && table->count < kTensorsPerLaunch; ++i) {
     const RowNormTensor& tensor = tensors[i];
     if (tensor.rows == 0) continue;
-    if (takes_vectors(tensor, cols, param_bytes, momentum_bytes) != vectors) continue;
+    if (takes_vectors(tensor, options, param_bytes, momentum_bytes) != vectors) continue;
     const int64_t before = rows_in(*table);
     table->tensors[table->count] = tensor;
     table->ends[table->count] = before + tensor.rows;

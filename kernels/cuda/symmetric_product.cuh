@@ -18,8 +18,8 @@ namespace erlangen::kernels::cuda {
 
 // Strides are counted in elements; those between matrices may be 0 for a and b. Products are summed
 // in float32 and D is rounded once. Below the diagonal D is what the formula gives, above it is the
-// mirror. C is read on and below the diagonal only, and not at all when beta is 0 (it may then be
-// null). D must not overlap A, B or C.
+// mirror. C must be symmetric to the last bit, because either half may be read; it is not read when
+// beta is 0 (it may then be null). D must not overlap A, B or C.
 struct SymmetricProduct {
   const void* a;
   const void* b;

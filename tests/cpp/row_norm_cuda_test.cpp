@@ -11,6 +11,7 @@
 #include "cuda_on_host.h"
 #include "kernels/cpu/row_norm.h"
 #include "kernels/cuda/row_norm.cuh"
+#include "kernels/cuda/row_norm_tiles.h"
 #include "row_norm_oracle.h"
 
 namespace {
@@ -162,7 +163,10 @@ TEST_F(RowNormCuda, ManyTensorsInOneCall) {
   std::vector<RowNormTensor> tensors;
   for (Problem& problem : together) tensors.push_back(problem.tensor());
   step(tensors, together[0].options);
-  EXPECT_EQ(cuda_on_host::launches.size(), (aligned + 49) / 50 + (unaligned + 49) / 50);
+  const auto calls = [](size_t count) {
+    return (count + cuda::kTensorsPerLaunch - 1) / cuda::kTensorsPerLaunch;
+  };
+  EXPECT_EQ(cuda_on_host::launches.size(), calls(aligned) + calls(unaligned));
   for (size_t i = 0; i < alone.size(); ++i) {
     if (alone[i].rows == 0) continue;
     const Problem before = alone[i];

@@ -1,5 +1,4 @@
-"""The fused row-norm step against the reference operations, which cautious decay without any decay
-reaches: the same formula, for the kernel refuses it."""
+"""The fused row-norm step against the reference operations and the oracles."""
 
 import erlangen
 import pytest
@@ -26,7 +25,11 @@ def steps(start, grads, state_dtype="auto", **options):
 
 
 def reference_steps(*args, **options):
-    return steps(*args, **options, decay="cautious", weight_decay=0.0)
+    _C.use_kernels(False)
+    try:
+        return steps(*args, **options)
+    finally:
+        _C.use_kernels(True)
 
 
 @pytest.mark.parametrize(
@@ -37,13 +40,21 @@ def reference_steps(*args, **options):
 )
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(
-    "options", [{}, {"nesterov": True}, {"maximize": True}, {"support": "gradient"}], ids=str
+    "options",
+    [
+        {"weight_decay": 0.0},
+        {"nesterov": True},
+        {"maximize": True},
+        {"support": "gradient"},
+        {"decay": "cautious", "weight_decay": 1.0},
+    ],
+    ids=str,
 )
 def test_kernel_and_reference(options, shape, dtype, state_dtype, device):
     start = torch.randn(shape).to(dtype).to(device)
     g = torch.randn(shape).to(dtype).to(device)
     g[..., 0, :] = 0
-    fused, m, runs = steps(start, [g], state_dtype, weight_decay=0.0, **options)
+    fused, m, runs = steps(start, [g], state_dtype, **options)
     expected, m_expected, none = reference_steps(start, [g], state_dtype, **options)
     assert runs == 1 and none == 0
     u = roundoff(compute_dtype(dtype))
@@ -97,19 +108,154 @@ def test_writes_nothing_beside_its_rows(dtype, device):
     assert (storage.cpu()[~untouched] != 7).all()
 
 
+PAIRS = [{"pairs": "concatenated", "dim": -2}]
+LAYOUTS = [
+    (PAIRS, (12, 7)),
+    (PAIRS, (2, 9)),
+    (PAIRS, (12, 1)),
+    (PAIRS, (3, 10, 33)),  # a stack of experts
+    ([{"pairs": "interleaved", "dim": -2}], (3, 10, 33)),
+    ([{"pairs": "interleaved", "dim": -1}, {"transpose": True}, {"transpose": True}], (5, 6)),
+    ([{"heads": 4, "dim": -2}], (12, 5)),
+    ([{"heads": 4, "dim": -1}], (5, 12)),
+    ([{"heads": 2, "dim": -2}, *PAIRS], (12, 5)),
+    ([{"sections": [3, 7], "dim": -2}], (10, 6)),
+    ([{"sections": [3, 7], "dim": -1}], (6, 10)),
+    ([{"sections": [4, 8], "dim": -2}, *PAIRS], (3, 12, 6)),
+    ([{"flatten": True}], (6, 3, 2, 2)),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout, shape", LAYOUTS, ids=str)
+def test_layouts(layout, shape, dtype, device):
+    """No layout of whole runs is copied."""
+    fused = layout[0].get("pairs") != "interleaved" or layout[0]["dim"] != -1
+    for more in ({}, {"nesterov": True, "maximize": True}, {"decay": "cautious"}):
+        count = _C.kernel_count()
+        step = Step(Rule("row_norm"), lr=0.1, layout=layout, **more)
+        check_steps(step, shape, dtype, device)
+        assert not fused or _C.kernel_count() > count
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout, shape", LAYOUTS, ids=str)
+def test_layouts_of_strided_tensors(layout, shape, dtype, device):
+    """Parameter, gradient and momentum each have strides of their own."""
+    wide = torch.empty(*shape[:-1], shape[-1] + 3)[..., 1 : 1 + shape[-1]]
+    apart = torch.empty(2 * shape[0], *shape[1:])[::2]
+    step = Step(Rule("row_norm"), lr=0.1, layout=layout)
+    for template, grad_template in [(wide, None), (None, wide), (apart, wide), (wide, apart)]:
+        check_steps(
+            step, shape, dtype, device, template=template, grad_template=grad_template
+        )
+
+
+def test_strided_stacks_are_fused(device):
+    """Experts apart from each other, of one tensor and not of the other."""
+    wide, apart = torch.empty(3, 10, 36)[..., :33], torch.empty(6, 10, 33)[::2]
+    for layout in (None, PAIRS, [{"sections": [4, 6], "dim": -2}]):
+        step = Step(Rule("row_norm"), lr=0.1, layout=layout)
+        for template, grad_template in [(apart, None), (None, apart), (apart, wide), (wide, apart)]:
+            count = _C.kernel_count()
+            check_steps(
+                step,
+                (3, 10, 33),
+                torch.float32,
+                device,
+                template=template,
+                grad_template=grad_template,
+            )
+            assert _C.kernel_count() > count
+
+
 @pytest.mark.parametrize(
-    "more",
-    [
-        {"center": True},
-        {"decay": "cautious"},
-        {"momentum_order": "polar_first"},
-    ],
-    ids=str,
+    "more", [{"momentum_order": "polar_first"}, {"state_dtype": "bfloat16"}], ids=str
 )
 def test_refused(more, device):
     """What the kernel cannot do goes another way (tests of the options say it is right)."""
-    start = torch.randn(6, 8, device=device)
-    assert steps(start, [torch.randn(6, 8, device=device)], **more)[2] == 0
+    dtype = torch.float64 if "state_dtype" in more else torch.float32
+    start = torch.randn(6, 8, device=device, dtype=dtype)
+    assert steps(start, [torch.randn_like(start)], **more)[2] == 0
+
+
+# Stochastic rounding: rows of equal magnitudes have exact norms, so that the step before rounding
+# is the same number in kernel and reference, and the noise must be the same bits.
+
+
+@pytest.mark.parametrize("decay", ["decoupled", "cautious"])
+@pytest.mark.parametrize(
+    "layout, shape",
+    [
+        (None, (100, 1)),
+        (None, (33, 16)),
+        (None, (7, 1024)),
+        (None, (3, 5, 64)),
+        (PAIRS, (12, 32)),
+        (PAIRS, (3, 10, 2)),
+        ([{"heads": 2, "dim": -1}], (9, 32)),
+        ([{"sections": [4, 16], "dim": -1}], (9, 20)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("seed", [0, 12345678901234567, -1])
+def test_rounding_noise_is_the_references(seed, layout, shape, decay, device):
+    def run(function):
+        torch.manual_seed(0)
+        start = torch.randn(shape).bfloat16().to(device)
+        grads = [torch.randn(shape).sign().bfloat16().to(device) for _ in range(3)]
+        options = {"momentum": 0.0, "weight_decay": 0.0, "adjust_lr_fn": "none", "decay": decay}
+        return function(
+            start, grads, layout=layout, stochastic_rounding=True, seed=seed, **options
+        )
+
+    fused, expected = run(steps), run(reference_steps)
+    assert fused[2] == 3 and expected[2] == 0
+    for ours, theirs in zip(fused[0], expected[0], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_rounding_noise_tells_parameters_and_steps_apart(device):
+    """Position and step of several parameters in one call are those of the reference."""
+
+    def run():
+        params = [torch.nn.Parameter(torch.ones(40, 4, device=device).bfloat16()) for _ in range(3)]
+        optimizer = erlangen.Equivariant(
+            [{"params": params, "rule": "row_norm"}],
+            lr=2.0**-8,
+            momentum=0.0,
+            weight_decay=0.0,
+            adjust_lr_fn="none",
+            stochastic_rounding=True,
+        )
+        for i in range(3):
+            for p, keeps in zip(params, (-1, 1, -1), strict=True):
+                p.grad = None if i == keeps else torch.ones_like(p)
+            optimizer.step()
+        return [p.detach().cpu() for p in params], [float(optimizer.state[p]["step"]) for p in params]
+
+    count = _C.kernel_count()
+    fused, fused_steps = run()
+    assert _C.kernel_count() == count + 8
+    _C.use_kernels(False)
+    try:
+        expected, expected_steps = run()
+    finally:
+        _C.use_kernels(True)
+    assert fused_steps == expected_steps == [3, 2, 3]
+    assert all(torch.equal(a, b) for a, b in zip(fused, expected, strict=True))
+    assert not torch.equal(fused[0], fused[2])
+
+
+def test_steps_are_counted_without_rounding_too(device):
+    """A float32 parameter in a group with rounding has the state that the reference gives it."""
+    param = torch.nn.Parameter(torch.randn(3, 4, device=device))
+    optimizer = erlangen.Equivariant(
+        [{"params": [param], "rule": "row_norm"}], stochastic_rounding=True
+    )
+    param.grad = torch.randn_like(param)
+    optimizer.step()
+    assert float(optimizer.state[param]["step"]) == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
