@@ -120,8 +120,10 @@ struct EquivariantOptions : public torch::optim::OptimizerCloneableOptions<Equiv
   // Scale by the logical matrix's shape: "match_rms_adamw", "original", "unit_rms_norm", "none".
   ERLANGEN_OPTION(std::string, adjust_lr_fn, "match_rms_adamw");
   // The polar iteration: its polynomials, how many steps of them (nullopt: the set's own length),
-  // "auto", "standard", "gram" or "exact", and the type of its products: "auto", "float32",
-  // "bfloat16", "float16".
+  // "auto" (the cheaper of the next two), "standard", "gram" or "exact" (a decomposition in
+  // float64, in which singular values below 16 roundings of the input's type count as zero), and
+  // the type of its products: "auto" (float32 on the CPU, float16 on CUDA, float64 for float64
+  // parameters), "float32", "bfloat16", "float16".
   ERLANGEN_OPTION(NsCoefficients, ns_coefficients, {});
   ERLANGEN_OPTION(OptionalInt, ns_steps, std::nullopt);
   ERLANGEN_OPTION(std::string, ns_method, "auto");
