@@ -58,7 +58,7 @@ class _Noisy:
         return self.rounded(plus + a @ b + walk * noise)
 
     def symmetric(self, a: Tensor, b: Tensor, plus: Tensor | float = 0.0) -> Tensor:
-        """A product known to be symmetric: what is above the diagonal is a copy of what is below."""
+        """A product known to be symmetric: above the diagonal is a copy of what is below."""
         lower = self.product(a, b, plus).tril()
         return lower + lower.tril(-1).mT
 

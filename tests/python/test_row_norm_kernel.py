@@ -146,9 +146,7 @@ def test_layouts_of_strided_tensors(layout, shape, dtype, device):
     apart = torch.empty(2 * shape[0], *shape[1:])[::2]
     step = Step(Rule("row_norm"), lr=0.1, layout=layout)
     for template, grad_template in [(wide, None), (None, wide), (apart, wide), (wide, apart)]:
-        check_steps(
-            step, shape, dtype, device, template=template, grad_template=grad_template
-        )
+        check_steps(step, shape, dtype, device, template=template, grad_template=grad_template)
 
 
 def test_strided_stacks_are_fused(device):
@@ -205,9 +203,7 @@ def test_rounding_noise_is_the_references(seed, layout, shape, decay, device):
         start = torch.randn(shape).bfloat16().to(device)
         grads = [torch.randn(shape).sign().bfloat16().to(device) for _ in range(3)]
         options = {"momentum": 0.0, "weight_decay": 0.0, "adjust_lr_fn": "none", "decay": decay}
-        return function(
-            start, grads, layout=layout, stochastic_rounding=True, seed=seed, **options
-        )
+        return function(start, grads, layout=layout, stochastic_rounding=True, seed=seed, **options)
 
     fused, expected = run(steps), run(reference_steps)
     assert fused[2] == 3 and expected[2] == 0
@@ -232,7 +228,9 @@ def test_rounding_noise_tells_parameters_and_steps_apart(device):
             for p, keeps in zip(params, (-1, 1, -1), strict=True):
                 p.grad = None if i == keeps else torch.ones_like(p)
             optimizer.step()
-        return [p.detach().cpu() for p in params], [float(optimizer.state[p]["step"]) for p in params]
+        return [p.detach().cpu() for p in params], [
+            float(optimizer.state[p]["step"]) for p in params
+        ]
 
     count = _C.kernel_count()
     fused, fused_steps = run()
