@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kTileThreads, 4)
         for (int i = 0; i < kWidth; ++i) {
           y[i] = centered::unit(y[i] - mean[i], scale) - unit_mean[i];
         }
-        update(row, options, c, &p[b], row.step_size, y, Compute(1));
+        update(row, options, c, &p[b], row.step_size(), y, Compute(1));
         store_pack(p[b], row.param + c);
       }
     }

@@ -22,19 +22,23 @@ constexpr int kBytesInRegisters = 128;  // of direction, a thread
 // ---- Rows that fit into registers
 
 // A block holds four rows where a row is a warp's. At 128 registers a thread an SM holds 512
-// threads, which keep 16 to 32 KB of loads in flight.
+// threads, which keep 16 to 32 KB of loads in flight. Column by column there are 32 addresses to
+// hold, which take 168.
 constexpr int block_threads(int threads) { return threads == kWarp ? 4 * kWarp : threads; }
-constexpr int kThreadsOnSM = 512;
+constexpr int blocks_on_sm(int threads, int width) {
+  return (width == 1 ? 384 : 512) / block_threads(threads);
+}
 
 template <typename Param, typename Momentum, int kThreads, int kWidth, int kPacks>
-__global__ void __launch_bounds__(block_threads(kThreads), kThreadsOnSM / block_threads(kThreads))
+__global__ void __launch_bounds__(block_threads(kThreads), blocks_on_sm(kThreads, kWidth))
     row_norm_in_registers(const __grid_constant__ RowTable table,
                           const __grid_constant__ RowNormOptions options) {
   using Compute = typename ComputeType<Param>::type;
   // Packs asked for before the first is used. A pack is two or three 16-byte loads; more of them
   // ahead would spill.
   constexpr bool kLong = kPacks * kWidth * sizeof(Compute) > kBytesInRegisters;
-  constexpr int kAhead = (kLong ? 8 : 16) / (kWidth < 4 ? 4 : kWidth);
+  constexpr int kColumnsAhead = kLong ? 4 : sizeof(Compute) == 8 ? 8 : 16;
+  constexpr int kAhead = kColumnsAhead < kWidth ? 1 : kColumnsAhead / (kWidth < 4 ? 4 : kWidth);
   constexpr int kBatch = kPacks < kAhead ? kPacks : kAhead;
   static_assert(kPacks % kBatch == 0, "whole batches");
 
@@ -110,7 +114,7 @@ __global__ void __launch_bounds__(block_threads(kThreads), kThreadsOnSM / block_
     // The same for all threads of the row, so that no barrier is missed.
     if (options.gradient_support && !has_gradient) continue;
 
-    const Compute length = update_length(row.step_size, squares);
+    const Compute length = update_length(row.step_size(), squares);
 #pragma unroll
     for (int batch = 0; batch < kPacks; batch += kBatch) {
       Pack<Param, kWidth> p[kBatch];
@@ -136,11 +140,11 @@ __global__ void __launch_bounds__(block_threads(kThreads), kThreadsOnSM / block_
 constexpr int kLongRowThreads = 512;
 
 template <typename Param, typename Momentum, int kWidth>
-__global__ void __launch_bounds__(kLongRowThreads)
+__global__ void __launch_bounds__(kLongRowThreads, 1)
     row_norm_in_two_passes(const __grid_constant__ RowTable table,
                            const __grid_constant__ RowNormOptions options) {
   using Compute = typename ComputeType<Param>::type;
-  constexpr int kBatch = 2;
+  constexpr int kBatch = kWidth < 8 ? 2 : 1;
 
   __shared__ int32_t keys[kWarp];
   __shared__ Compute sums[kWarp];
@@ -204,7 +208,7 @@ __global__ void __launch_bounds__(kLongRowThreads)
     rescale(team.max(key, &has_gradient));
     squares = team.sum(squares);
     const bool moves = has_gradient || !options.gradient_support;
-    const Compute length = update_length(row.step_size, squares);
+    const Compute length = update_length(row.step_size(), squares);
 
     for (int64_t batch = 0; column(batch) < cols; batch += kBatch) {
       Pack<Param, kWidth> p[kBatch];

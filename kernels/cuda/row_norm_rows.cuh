@@ -19,8 +19,6 @@ struct Row {
   const Param* grad;
   Momentum* momentum;
   int64_t element;  // of the first column in the contiguous parameter
-  Compute lost;     // 1 - decay
-  Compute step_size;
 
   __device__ __forceinline__ Row(const RowNormTensor& tensor, const RowNormOptions& options,
                                  const row_norm::RowPlace& place)
@@ -30,8 +28,14 @@ struct Row {
     momentum = static_cast<Momentum*>(tensor.momentum) +
                row_norm::row_start(tensor.momentum_strides, place);
     element = tensor.element_offset + row_norm::row_start(tensor.element_strides, place);
-    lost = static_cast<Compute>(row_norm::lost(tensor));
-    step_size = static_cast<Compute>(row_norm::step_size(tensor));
+  }
+
+  // Computed where they are wanted: kept from the start they would cost registers meanwhile.
+  __device__ __forceinline__ Compute lost() const {  // 1 - decay
+    return static_cast<Compute>(row_norm::lost(tensor));
+  }
+  __device__ __forceinline__ Compute step_size() const {
+    return static_cast<Compute>(row_norm::step_size(tensor));
   }
 
   // Where column c stands, counted from column 0.
@@ -74,10 +78,11 @@ __device__ __forceinline__ void update(const Row<Param, Momentum, Compute>& row,
                                        const RowNormOptions& options, int64_t c,
                                        Pack<Param, kWidth>* param, Compute length,
                                        const Compute (&direction)[kWidth], Compute scale) {
+  const Compute all_lost = row.lost();
   const auto moved = [&](int i) {
     const Compute p = load(param->values[i]);
     const Compute y = direction[i] * scale;
-    const Compute lost = options.cautious ? row_norm::cautiously(row.lost, p, y) : row.lost;
+    const Compute lost = options.cautious ? row_norm::cautiously(all_lost, p, y) : all_lost;
     return row_norm::updated(p, lost, length, y);
   };
   if constexpr (std::is_same<Param, __nv_bfloat16>::value) {

@@ -1,5 +1,6 @@
 """What the compiler made of the CUDA kernels, read from the installed library: no GPU needed."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -32,13 +33,14 @@ def asked_for() -> set[str]:
 
 
 def cuobjdump(*options: str) -> str:
-    """From the CUDA toolkit in PATH, or from the Python package nvidia-cuda-cuobjdump."""
-    program = shutil.which("cuobjdump")
-    if program is None:
-        packaged = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/cuobjdump"))
-        assert packaged, "no cuobjdump: pip install nvidia-cuda-cuobjdump"
-        program = str(packaged[-1])
-    done = subprocess.run([program, *options, LIBRARY], capture_output=True, text=True)
+    """From the CUDA toolkit in PATH, or from Python packages; it calls nvdisasm by name."""
+    packaged = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin"), reverse=True)
+    path = os.pathsep.join([os.environ["PATH"], *map(str, packaged)])
+    for tool in ("cuobjdump", "nvdisasm"):
+        assert shutil.which(tool, path=path), f"no {tool}: pip install nvidia-cuda-{tool}"
+    program = shutil.which("cuobjdump", path=path)
+    env = {**os.environ, "PATH": path}
+    done = subprocess.run([program, *options, LIBRARY], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
