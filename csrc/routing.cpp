@@ -266,7 +266,8 @@ std::vector<OptimizerParamGroup> param_groups(const nn::Module& module, const Ov
       layout.insert(layout.end(), of_role.layout().begin(), of_role.layout().end());
       of_role.layout(std::move(layout));
     }
-    if (options.rule() == "adamw") of_role.layout({}).center(false);  // it has no use for these
+    // AdamW has no use for these; the role's lr_scale is for its own rule.
+    if (options.rule() == "adamw") of_role.layout({}).center(false).lr_scale(1.0);
     options.fill_from(of_role);
     auto group = std::find_if(groups.begin(), groups.end(),
                               [&](const auto& candidate) { return candidate.first == options; });

@@ -1,5 +1,6 @@
 """Equivariant and its presets: torch.optim.Optimizer subclasses over the C++ step."""
 
+import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -40,8 +41,12 @@ def _as_list(params, where: str) -> list:
 def _refuse_unknown(options: Iterable[str], allowed: Iterable[str], where: str) -> None:
     for key in options:
         if key not in allowed:
+            near = difflib.get_close_matches(str(key), _OPTIONS, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            if key == "overrides":
+                hint = ", but of erlangen.param_groups(model, overrides=...)"
             raise ValueError(
-                f"{where}: unknown option {key!r}; allowed: {', '.join(sorted(_OPTIONS))}"
+                f"{where}: unknown option {key!r}{hint}; allowed: {', '.join(sorted(_OPTIONS))}"
             )
 
 
@@ -98,9 +103,11 @@ class Equivariant(Optimizer):
                     "has the rule of its role"
                 )
             params = param_groups(params, adjust_lr_fn=defaults["adjust_lr_fn"])
-        if isinstance(params, torch.Tensor):
+        if isinstance(params, torch.Tensor | str) or not isinstance(params, Iterable):
+            what = "a tensor" if isinstance(params, torch.Tensor) else repr(params)
             raise TypeError(
-                f"{type(self).__name__} was given a tensor; allowed: a model, a list of groups"
+                f"{type(self).__name__} was given {what}; allowed: a model, a list of groups, or "
+                "for a preset a list of parameters"
             )
         params = list(params)
         if not params:

@@ -285,6 +285,14 @@ TEST(Routing, OverrideOfARoleMayGiveAnother) {
   EXPECT_EQ(chosen.lr_scale(), 2.0);
 }
 
+TEST(Routing, AdamwTakesNothingOfTheRoleThatIsMeantForItsRule) {
+  nn::Module model;
+  model.register_module("embedding", nn::Embedding(7, 6));
+  const auto options = found(model, {{"embedding", EquivariantOptions().rule("adamw")}});
+  EXPECT_EQ(options.at("embedding.weight").lr_scale(), 1.0);
+  EXPECT_EQ(options.at("embedding.weight").weight_decay(), 0.0);
+}
+
 TEST(Routing, ScaleByShape) {
   nn::Module model;
   model.register_module("embedding", nn::Embedding(7, 6));

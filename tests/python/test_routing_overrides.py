@@ -186,7 +186,7 @@ def test_flat_parameter():
     with pytest.raises(ValueError, match="flattened shard"):
         param_groups(model)
     model.weight._is_flat_param = True
-    with pytest.raises(ValueError, match="FSDP1.*fully_shard"):
+    with pytest.raises(ValueError, match="FSDP1.*Use DDP"):
         param_groups(model)
 
 
@@ -282,3 +282,12 @@ def test_checkpointed_parts():
     assert any("_checkpoint_wrapped_module." in name for name in roles)
     unwrapped = {name.replace("_checkpoint_wrapped_module.", ""): v for name, v in roles.items()}
     assert unwrapped == roles_by_name(build("qwen3"))
+
+
+def test_adamw_takes_nothing_of_the_role_that_is_meant_for_its_rule():
+    (group,) = param_groups(nn.Embedding(7, 6), overrides={"embedding": {"rule": "adamw"}})
+    assert "lr_scale" not in group and group["weight_decay"] == 0.0
+    (group,) = param_groups(
+        nn.Embedding(7, 6), overrides={"embedding": {"rule": "adamw", "lr_scale": 2.0}}
+    )
+    assert group["lr_scale"] == 2.0

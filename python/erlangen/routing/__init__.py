@@ -108,10 +108,9 @@ def _refuse_shards(parameters: dict[str, nn.Parameter]) -> None:
         if is_fsdp1 or is_zero3 or (p.ndim == 1 and p.numel() == 0):
             kind = "FSDP1" if is_fsdp1 else "ZeRO-3" if is_zero3 else "FSDP1, ZeRO-3"
             raise ValueError(
-                f"{name}: a flattened shard ({kind}) of shape {list(p.shape)}; its matrix is gone, "
-                "and with it what the rules work on. Shard with FSDP2 "
-                "(torch.distributed.fsdp.fully_shard), which keeps shapes, or use DDP or ZeRO-1 "
-                "and make the groups before wrapping"
+                f"{name}: a flattened shard ({kind}) of shape {list(p.shape)}; its matrix is gone "
+                "and with it what the rules work on. Use DDP or ZeRO-1, which keep it, and make "
+                "the groups before wrapping"
             )
 
 

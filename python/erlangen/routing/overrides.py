@@ -113,8 +113,8 @@ def _without_idle(options: dict, chosen: Mapping, adjust_lr_fn: str) -> dict:
     options = {k: v for k, v in options.items() if k != "role" and (k != "layout" or v)}
     if "layout" in options:  # a list of dicts: no two groups may share it
         options["layout"] = copy.deepcopy(options["layout"])
-    if options["rule"] == "adamw":  # coordinate-wise: no matrices, nothing to centre or to scale
-        for key in ("layout", "center", "adjust_lr_fn"):
+    if options["rule"] == "adamw":  # coordinate-wise: no matrices, nothing to center or to scale
+        for key in ("layout", "center", "adjust_lr_fn", "lr_scale"):
             if key not in chosen:
                 options.pop(key, None)
     elif adjust_lr_fn != "match_rms_adamw":
