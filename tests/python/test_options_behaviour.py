@@ -106,13 +106,13 @@ def test_steps_of_a_role(role, adjust, device):
     """Of the options that a role gives, and no other."""
     group = dict(_C.role_options(role, adjust))
     if role in ("lora", "other"):
-        check_adamw((5, 3), torch.float32, device, group, weight_decay=0.01 * (role == "lora"))
+        check_adamw((5, 3), torch.float64, device, group, weight_decay=0.01 * (role == "lora"))
         return
     rule, more = ROLES[role]
     if role == "embedding" and adjust in ("original", "unit_rms_norm"):  # outputs along columns
         rule, more = Rule("column_norm"), {**more, "layout": [{"transpose": True}]}
     step = Step(replace(rule, adjust_lr_fn=adjust), **more)
-    check_steps(step, (8, 3), torch.float32, device, group=group)
+    check_steps(step, (8, 3), torch.float64, device, group=group)
 
 
 @kinds
