@@ -111,7 +111,7 @@ class Classifier(nn.Module):
         super().__init__()
         layer = nn.TransformerEncoderLayer(12, 3, dim_feedforward=20, dropout=0.0, batch_first=True)
         self.embedding = nn.Embedding(11, 12)
-        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(12, 5)
 
     def forward(self, tokens):
