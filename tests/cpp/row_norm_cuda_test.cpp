@@ -215,6 +215,115 @@ TEST_F(RowNormCuda, ScaleOfTheGradientDoesNotMatter) {
   }
 }
 
+// ---- Rows in blocks and in two runs, cautious decay, stochastic rounding
+
+// On each way that rows are read, with vectors and without.
+TEST_F(RowNormCuda, BlocksAndSegmentsMatchOracle) {
+  unsigned seed = 0;
+  for (const Types& types : kTypes) {
+    for (const Branch& branch : branches(types.dtype)) {
+      // The kernels of long rows differ in nothing that matters here but the number of threads.
+      if (branch.last > 4096 && branch.threads == 512 && types.dtype != DType::bfloat16) continue;
+      for (const int64_t segments : {1, 2}) {
+        const int64_t cols =
+            branch.vectors ? branch.first / 16 * 16 + 16 : branch.first / 2 * 2 + 2;
+        RowNormOptions options = make_options(cols, types.dtype, types.momentum_dtype);
+        options.segments = segments;
+        options.nesterov = seed & 1;
+        options.gradient_support = seed & 2;
+        options.cautious = seed & 4;
+        options.stochastic_rounding = seed & 8;
+        const int64_t inner = seed % 2 ? 3 : 2;
+        Problem problem(6, options, branch.vectors ? 8 : 3, branch.vectors ? 0 : 1, inner);
+        problem.draw(++seed, 1);
+        problem.clear(&problem.grad, 1);
+        problem.clear(&problem.grad, 4);
+        problem.clear(&problem.momentum, 4);
+        SCOPED_TRACE(testing::Message() << "dtype " << static_cast<int>(types.dtype) << " cols "
+                                        << cols << " segments " << segments << " vectors "
+                                        << branch.vectors << " seed " << seed);
+        cuda_on_host::launches.clear();
+        const Problem before = problem;
+        step(&problem);
+        if (HasFatalFailure()) return;
+        ASSERT_EQ(cuda_on_host::launches.size(), 1u);
+        check_against_oracle(before, problem);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+// With and without vectors: rows of equal magnitudes have exact norms, so that the CPU's result is
+// this one to the bit.
+TEST_F(RowNormCuda, RoundsByTheNoiseOfTheCpu) {
+  for (const bool vectors : {true, false}) {
+    for (const int64_t cols : {64, 4096, 65536}) {
+      for (const int64_t segments : {1, 2}) {
+        for (const bool cautious : {false, true}) {
+          RowNormOptions options = make_options(cols, DType::bfloat16);
+          options.momentum = 0;
+          options.segments = segments;
+          options.cautious = cautious;
+          options.stochastic_rounding = true;
+          options.seed = 0xfedcba9876543210;
+          Problem problem(cols > 4096 ? 2 : 6, options, vectors ? 8 : 3, vectors ? 0 : 1, 2);
+          problem.draw(cols, 1);
+          problem.position = 7;
+          problem.noise_step = 5;
+          for (int64_t r = 0; r < problem.rows; ++r) {
+            for (int64_t c = 0; c < cols; ++c) {
+              problem.grad.set(r, c, std::copysign(1.0, problem.grad.get(r, c)));
+            }
+          }
+          Problem expected = problem;
+          RowNormTensor tensor = problem.tensor(), reference = expected.tensor();
+          tensor.element_offset = reference.element_offset = vectors ? 12 : 9;
+          // Products with these are exact: nothing depends on how they are summed.
+          tensor.weight_decay = reference.weight_decay = 0;
+          const Problem before = problem;
+          step({tensor}, problem.options);
+          erlangen::kernels::cpu::row_norm_step(reference, expected.options, 0, expected.rows);
+          ASSERT_EQ(problem.param.bytes, expected.param.bytes) << cols << " vectors " << vectors;
+          ASSERT_NE(problem.param.bytes, before.param.bytes);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(RowNormCuda, ReadsNumbersAtRunTime) {
+  for (const Branch& branch : branches(DType::bfloat16)) {
+    Problem start = problem_for(branch, kTypes[3], branch.first, 7, 1);
+    start.options.stochastic_rounding = true;
+    const float lr = 0.125f, number = 11, scale = 1024, fine = 0, overflow = 1;
+    Problem expected = start;
+    RowNormTensor given = expected.tensor();
+    given.lr = lr;
+    given.step = 11;
+    for (int64_t r = 0; r < start.rows; ++r) {
+      for (int64_t c = 0; c < start.options.cols; ++c) {
+        expected.grad.set(r, c, start.grad.get(r, c) / scale);
+      }
+    }
+    step({given}, expected.options);
+    Problem problem = start;
+    problem.options.grad_scale = &scale;
+    problem.options.found_inf = &fine;
+    RowNormTensor read = problem.tensor();
+    read.lr_pointer = &lr;
+    read.step_pointer = &number;
+    step({read}, problem.options);
+    ASSERT_EQ(problem.param.bytes, expected.param.bytes) << branch.first << " columns";
+    ASSERT_EQ(problem.momentum.bytes, expected.momentum.bytes);
+    problem = start;
+    problem.options.found_inf = &overflow;
+    step(&problem);
+    ASSERT_EQ(problem.param.bytes, start.param.bytes);
+    ASSERT_EQ(problem.momentum.bytes, start.momentum.bytes);
+  }
+}
+
 TEST_F(RowNormCuda, NothingToDo) {
   Problem empty(0, make_options(64));
   step(&empty);
