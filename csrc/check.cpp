@@ -4,6 +4,7 @@
 #include "layout.h"
 #include "polar.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <c10/util/Exception.h>
 #include <c10/util/strides.h>
 #include <erlangen/functional.h>
@@ -164,6 +165,9 @@ void check_param(const at::Tensor& param, const EquivariantOptions& options,
       dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
       where, " has dtype ", dtype, "; allowed: float32, float64, bfloat16, float16");
   check_plain(param, where);
+  TORCH_CHECK_VALUE(at::has_internal_overlap(param) != at::MemOverlap::Yes, where,
+                    " has several entries in one place of memory (shape ", param.sizes(),
+                    ", strides ", param.strides(), "); allowed: each entry its own");
   if (options.rule() != "adamw") {
     matrix_views(options.layout(), param.sizes(), c10::contiguous_strides(param.sizes()), where);
   }
@@ -230,7 +234,8 @@ void check_state_complete(const EquivariantParamState& state, const at::Tensor& 
                           c10::function_ref<std::string()> where) {
   const auto check = [&](const char* name, const at::Tensor& tensor) {
     TORCH_CHECK_VALUE(tensor.defined(), where(), ": the loaded state has no ", name,
-                      ", which rule ", repr(options.rule()), " continues from");
+                      ", which rule ", repr(options.rule()),
+                      " continues from: is it another rule's or another optimizer's?");
   };
   const bool adamw = options.rule() == "adamw";
   if (!adamw) check("momentum_buffer", state.momentum_buffer());
@@ -238,6 +243,10 @@ void check_state_complete(const EquivariantParamState& state, const at::Tensor& 
   if (adamw) check("exp_avg_sq", state.exp_avg_sq());
   const bool rounds = options.stochastic_rounding() && param.scalar_type() == at::kBFloat16;
   if (adamw || rounds) check("step", state.step());
+  if (!state.step().defined()) return;
+  const double step = state.step().item().toDouble();
+  TORCH_CHECK_VALUE(std::isfinite(step) && step >= 0.0, where(), ": the loaded state's step is ",
+                    step, "; allowed: finite numbers >= 0");
 }
 
 void check_param_names(const EquivariantOptions& options, size_t params, const std::string& where) {

@@ -5,7 +5,9 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <charconv>
 #include <sstream>
+#include <string_view>
 
 namespace erlangen {
 
@@ -236,6 +238,11 @@ std::string repr(const IValue& value) {
     out << '[';
     join(elements(value), [&out](const IValue& item) { out << repr(item); });
     out << ']';
+  } else if (value.isDouble()) {
+    char buffer[32];  // as few digits as tell the number from its neighbours
+    const auto end = std::to_chars(buffer, std::end(buffer), value.toDouble()).ptr;
+    const std::string_view digits(buffer, end - buffer);
+    out << digits << (digits.find_first_of(".en") == digits.npos ? ".0" : "");
   } else {
     out << value;
   }

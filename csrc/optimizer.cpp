@@ -164,7 +164,12 @@ void Equivariant::load(InputArchive& archive) {
   // torch's own load replaces group after group, so one that does not fit would leave the optimizer
   // half replaced: load into a copy, check that, and take it over.
   Equivariant loaded(param_groups_, options_of(defaults()));
-  torch::optim::serialize<EquivariantParamState, EquivariantOptions>(archive, loaded);
+  try {
+    torch::optim::serialize<EquivariantParamState, EquivariantOptions>(archive, loaded);
+  } catch (const c10::Error& error) {
+    TORCH_CHECK_VALUE(false, "the archive does not fit: ", error.what_without_backtrace(),
+                      "; allowed: what an Equivariant of the same groups has saved");
+  }
   for (size_t g = 0; g < loaded.param_groups_.size(); ++g) {
     const auto& group = loaded.param_groups_[g];
     const EquivariantOptions& options = options_of(group.options());

@@ -153,11 +153,19 @@ class Sayings {
   }
   EquivariantOptions of_role(const std::string& role) { return said({role}, false); }
 
-  void check_used() const {
+  // Raises c10::ValueError for what says something of none of these parameters.
+  void check_used(const std::vector<std::string>& names) const {
     for (size_t i = 0; i < overrides_.size(); ++i) {
-      TORCH_CHECK_VALUE(used_[i], "override ", repr(overrides_[i].first),
+      if (used_[i]) continue;
+      const std::string& key = overrides_[i].first;
+      const auto inside = std::find_if(names.begin(), names.end(), [&](const std::string& name) {
+        return name.rfind(key + ".", 0) == 0;
+      });
+      TORCH_CHECK_VALUE(false, "override ", repr(key),
                         " matches no parameter that requires a gradient, and no role of this "
-                        "module");
+                        "module",
+                        inside == names.end() ? "" : "; did you mean \"" + *inside + "\"?",
+                        "; roles: ", join(role_names()));
     }
   }
 
@@ -235,15 +243,27 @@ std::vector<OptimizerParamGroup> param_groups(const nn::Module& module, const Ov
   std::vector<std::pair<EquivariantOptions, std::vector<torch::Tensor>>> groups;
   std::vector<EquivariantOptions::Strings> names;
   std::string undecided;
+  std::vector<std::string> trainable;
   std::unordered_map<const void*, std::vector<std::string>> names_of;
   for (const auto& item : module.named_parameters()) {
     names_of[item.value().unsafeGetTensorImpl()].push_back(item.key());
+  }
+  std::vector<at::IntArrayRef> tables;  // the shapes of the lookup tables
+  for (const auto& item : module.named_parameters()) {
+    const auto& param_names = names_of[item.value().unsafeGetTensorImpl()];
+    const bool is_table = roles.of(param_names, item.value().dim()).role() == "embedding";
+    if (is_table) tables.push_back(item.value().sizes());
   }
   for (const auto& item : module.named_parameters()) {
     const torch::Tensor& param = item.value();
     const std::vector<std::string>& param_names = names_of[param.unsafeGetTensorImpl()];
     if (!param.requires_grad() || item.key() != param_names.front()) continue;
-    const EquivariantOptions by_type = roles.of(param_names, param.dim());
+    trainable.push_back(item.key());
+    EquivariantOptions by_type = roles.of(param_names, param.dim());
+    // A square one is as a rule a table of positions, in a model as wide as its context is long.
+    const bool head = by_type == role_options("dense") && param.size(0) != param.size(1) &&
+                      std::find(tables.begin(), tables.end(), param.sizes()) != tables.end();
+    if (head) by_type = EquivariantOptions();
     EquivariantOptions options = sayings.of_names(param_names);
     // What is said of the role that the types show may name another role, whose own sayings count
     // more.
@@ -254,6 +274,7 @@ std::vector<OptimizerParamGroup> param_groups(const nn::Module& module, const Ov
     if (role.empty()) role = by_type.role();
     if (role.empty()) {
       undecided += "\n  " + join(param_names) + " " + c10::str(param.sizes());
+      if (head) undecided += ", the shape of an Embedding: \"lm_head\", or \"dense\"?";
       continue;
     }
     options.role(role).fill_from(sayings.of_role(role));
@@ -282,7 +303,7 @@ std::vector<OptimizerParamGroup> param_groups(const nn::Module& module, const Ov
   TORCH_CHECK_VALUE(undecided.empty(), "no role can be given to", undecided,
                     "\nSay it with an override, such as {{\"*.w1\", EquivariantOptions().role(\"",
                     "mlp_in\")}}; roles: ", join(role_names()));
-  sayings.check_used();
+  sayings.check_used(trainable);
   TORCH_CHECK_VALUE(!groups.empty(), "the module has no parameters that require gradients");
 
   std::vector<OptimizerParamGroup> result;

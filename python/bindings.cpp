@@ -1,4 +1,5 @@
 // Between Python and liberlangen: conversions, no logic.
+#include <torch/csrc/Dtype.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -58,6 +59,8 @@ c10::IValue to_ivalue(const std::string& name, py::handle value) {
   if (PyFloat_Check(value.ptr()) || py::hasattr(value, "__float__")) {
     return py::float_(py::reinterpret_borrow<py::object>(value)).cast<double>();
   }
+  TORCH_CHECK_TYPE(!THPDtype_Check(value.ptr()), name, " is ", shown(value),
+                   "; allowed: its name, a str such as \"float32\"");
   TORCH_CHECK_TYPE(false, name, " is ", shown(value),
                    "; allowed: None, bool, int, float, str, list, dict");
 }

@@ -42,19 +42,25 @@ def _polar_args(ns_coefficients, ns_steps, ns_method, ns_dtype) -> dict:
     return args | {"ns_triples": [float(c) for triple in triples for c in triple]}
 
 
+def _tensor(x) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is a {type(x).__name__}; allowed: a tensor [..., m, n]")
+    return x
+
+
 def center(x: Tensor) -> Tensor:
     """Subtracts the mean over rows (dimension -2): X − 1·mean_rows(X)."""
-    return _ops.center(x)
+    return _ops.center(_tensor(x))
 
 
 def row_norm(x: Tensor) -> Tensor:
     """Rows of unit length."""
-    return _ops.row_norm(x)
+    return _ops.row_norm(_tensor(x))
 
 
 def column_norm(x: Tensor) -> Tensor:
     """Columns of unit length."""
-    return _ops.column_norm(x)
+    return _ops.column_norm(_tensor(x))
 
 
 def spectral(
@@ -78,7 +84,7 @@ def spectral(
         ns_dtype: of the products: "float32", "bfloat16", "float16", "auto".
     """
     polar_args = _polar_args(ns_coefficients, ns_steps, ns_method, ns_dtype)
-    return _ops.spectral(x, alpha=alpha, **polar_args)
+    return _ops.spectral(_tensor(x), alpha=alpha, **polar_args)
 
 
 def right_spectral(
@@ -92,7 +98,7 @@ def right_spectral(
 ) -> Tensor:
     """X (XᵀX)^(-1/2), through the n×n Gram matrix. Arguments as :func:`spectral`."""
     polar_args = _polar_args(ns_coefficients, ns_steps, ns_method, ns_dtype)
-    return _ops.right_spectral(x, alpha=alpha, **polar_args)
+    return _ops.right_spectral(_tensor(x), alpha=alpha, **polar_args)
 
 
 def left_spectral(
@@ -106,7 +112,7 @@ def left_spectral(
 ) -> Tensor:
     """(XXᵀ)^(-1/2) X, through the m×m Gram matrix. Arguments as :func:`spectral`."""
     polar_args = _polar_args(ns_coefficients, ns_steps, ns_method, ns_dtype)
-    return _ops.left_spectral(x, alpha=alpha, **polar_args)
+    return _ops.left_spectral(_tensor(x), alpha=alpha, **polar_args)
 
 
 def hybrid(
@@ -129,4 +135,4 @@ def hybrid(
         ns_coefficients, ns_steps, ns_method, ns_dtype: as in :func:`spectral`.
     """
     polar_args = _polar_args(ns_coefficients, ns_steps, ns_method, ns_dtype)
-    return _ops.hybrid(x, order=order, center=center, alpha=alpha, **polar_args)
+    return _ops.hybrid(_tensor(x), order=order, center=center, alpha=alpha, **polar_args)

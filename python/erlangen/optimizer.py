@@ -50,6 +50,15 @@ def _refuse_unknown(options: Iterable[str], allowed: Iterable[str], where: str) 
             )
 
 
+def _refuse_sums(groups: list[dict]) -> None:
+    for index, group in enumerate(groups):
+        if "dampening" in group and group.get("momentum"):
+            raise ValueError(
+                f"param_groups[{index}] of the state dict is torch.optim.SGD's, whose momentum is "
+                "a sum of gradients; allowed: an average, as torch.optim.Muon's is"
+            )
+
+
 class Equivariant(Optimizer):
     """Gives every parameter group the update rule that its block's symmetry asks for.
 
@@ -111,7 +120,10 @@ class Equivariant(Optimizer):
             )
         params = list(params)
         if not params:
-            raise ValueError(f"{type(self).__name__} was given an empty parameter list")
+            raise ValueError(
+                f"{type(self).__name__} was given an empty parameter list (as is an iterator that "
+                "something else has used up)"
+            )
         if not defaults["rule"] and not isinstance(params[0], dict):
             raise ValueError(
                 f"{type(self).__name__} was given bare parameters, which have no rule; allowed: a "
@@ -200,6 +212,7 @@ class Equivariant(Optimizer):
 
         def complete(_, loaded: dict) -> dict:
             groups = [self._translated(group) for group in loaded["param_groups"]]
+            _refuse_sums(groups)
             for group, live in zip(groups, self.param_groups, strict=False):  # torch counts them
                 for key in live.keys() & (_OPTIONS.keys() | _OF_GROUP):
                     group.setdefault(key, live[key])
@@ -215,6 +228,9 @@ class Equivariant(Optimizer):
         ]
         try:
             super().load_state_dict(state_dict)
+            for key in self.state:
+                if not isinstance(key, torch.Tensor):
+                    raise ValueError(f"the state dict has a state {key!r} of no parameter")
             for index, group in enumerate(self.param_groups):
                 _C.check_group(group, index)
                 _C.check_states(group, index, self.state)

@@ -51,6 +51,13 @@ TEST(BadParameter, Types) {
   expect_refused<c10::TypeError>(torch::Tensor(), "spectral", {"undefined"});
 }
 
+TEST(BadParameter, OverlapsItself) {
+  for (const char* name : {"spectral", "row_norm", "column_norm", "adamw"}) {
+    expect_refused<c10::ValueError>(torch::randn({8, 1}).expand({8, 6}), name,
+                                    {"one place of memory", "[8, 6]", "[1, 0]"});
+  }
+}
+
 TEST(BadGroup, Twice) {
   const auto p = parameter({4, 4});
   expect_raises<c10::ValueError>(

@@ -229,11 +229,31 @@ TEST(Routing, BadOverrides) {
   expect_raises<c10::ValueError>({"*.nothing", "matches no parameter"}, [&] {
     param_groups(*model, {{"*.nothing", EquivariantOptions(0.1)}});
   });
+  nn::Module nested;
+  nested.register_module("head", model);
+  expect_raises<c10::ValueError>(
+      {"\"head\" matches no parameter", "did you mean \"head.weight\"", "lm_head"},
+      [&] { param_groups(nested, {{"head", EquivariantOptions().role("lm_head")}}); });
   expect_raises<c10::ValueError>({"head", "lm_head", "embedding"}, [&] {
     param_groups(*model, {{"weight", EquivariantOptions().role("head")}});
   });
   expect_raises<c10::ValueError>({"head", "lm_head"}, [] { role_options("head"); });
   expect_raises<c10::ValueError>({"muon", "original"}, [] { role_options("dense", "muon"); });
+}
+
+TEST(Routing, ALinearOfATablesShapeMayBeAHead) {
+  nn::Module model;
+  model.register_module("embedding", nn::Embedding(7, 6));
+  model.register_module("positions", nn::Embedding(6, 6));
+  model.register_module("inner", nn::Linear(6, 6));
+  model.register_module("head", nn::Linear(6, 7));
+  expect_raises<c10::ValueError>({"head.weight [7, 6]", "lm_head", "dense", "override"},
+                                 [&] { param_groups(model); });
+  for (const char* role : {"lm_head", "dense"}) {
+    const auto options = found(model, {{"head.weight", EquivariantOptions().role(role)}});
+    EXPECT_EQ(options.at("head.weight").role(), role);
+    EXPECT_EQ(options.at("inner.weight").role(), "dense");
+  }
 }
 
 struct TiedLinearImpl : nn::LinearImpl {

@@ -191,63 +191,58 @@ struct Spoiled {
 void PrintTo(const Spoiled& c, std::ostream* out) { *out << c.name; }
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+const torch::Tensor kNone;
 
-#define SPOIL [](EquivariantOptions & options, EquivariantParamState & state)
-#define UNUSED (void)options, (void)state
+auto options(std::function<void(EquivariantOptions&)> change) {
+  return [change](EquivariantOptions& options, EquivariantParamState&) { change(options); };
+}
+
+auto state(std::function<void(EquivariantParamState&)> change) {
+  return [change](EquivariantOptions&, EquivariantParamState& state) { change(state); };
+}
+
 const std::vector<Spoiled> kSpoiled = {
-    {"no_momentum", SPOIL{UNUSED, state.momentum_buffer(torch::Tensor());
-}  // namespace
-, { "parameter 0", "momentum_buffer", "spectral" }
-}  // namespace erlangen
-, {"no_moment", SPOIL{UNUSED, state.exp_avg(torch::Tensor());
-}
-, {"parameter 0", "exp_avg", "adamw"}, "adamw"
-}
-, {"no_second_moment", SPOIL{UNUSED, state.exp_avg_sq(torch::Tensor());
-}
-, {"parameter 0", "exp_avg_sq", "adamw"}, "adamw"
-}
-, {"no_step", SPOIL{UNUSED, state.step(torch::Tensor());
-}
-, {"parameter 0", "step", "adamw"}, "adamw"
-}
-, {"another_rule", SPOIL{UNUSED, options.rule("adamw");
-}
-, { "parameter 0", "exp_avg", "adamw" }
-}
-, {"another_rule_back", SPOIL{UNUSED, options.rule("hybrid");
-}
-, {"parameter 0", "momentum_buffer", "hybrid"}, "adamw"
-}
-, {"unknown_rule", SPOIL{UNUSED, options.rule("polar");
-}
-, { "rule", "polar", "spectral" }
-}
-, {"negative_lr", SPOIL{UNUSED, options.lr(-1.0);
-}
-, { "lr", "-1", ">= 0" }
-}
-, {"nan_momentum", SPOIL{UNUSED, options.momentum(kNan);
-}
-, { "momentum", "nan", "[0, 1)" }
-}
-, {"layout_that_does_not_fit", SPOIL{UNUSED, options.layout({LayoutStep::heads(5, -2)});
-}
-, { "parameter 0", "heads", "5" }
-}
-, {"integer_momentum", SPOIL{UNUSED, state.momentum_buffer(torch::ones({4, 6}, at::kLong));
-}
-, { "parameter 0", "momentum_buffer", "floating point" }
-}
-, {"step_of_two", SPOIL{UNUSED, state.step(torch::ones({2}));
-}
-, {"parameter 0", "step", "[2]"}, "adamw"
-}
-,
-}
-;
-#undef SPOIL
-#undef UNUSED
+    {"no_momentum",
+     state([](auto& s) { s.momentum_buffer(kNone); }),
+     {"parameter 0", "momentum_buffer", "spectral", "another optimizer"}},
+    {"no_moment",
+     state([](auto& s) { s.exp_avg(kNone); }),
+     {"parameter 0", "exp_avg", "adamw"},
+     "adamw"},
+    {"no_second_moment",
+     state([](auto& s) { s.exp_avg_sq(kNone); }),
+     {"parameter 0", "exp_avg_sq", "adamw"},
+     "adamw"},
+    {"no_step", state([](auto& s) { s.step(kNone); }), {"parameter 0", "step", "adamw"}, "adamw"},
+    {"step_of_two",
+     state([](auto& s) { s.step(torch::ones({2})); }),
+     {"parameter 0", "step", "[2]"},
+     "adamw"},
+    {"negative_step",
+     state([](auto& s) { s.step(torch::tensor(-5.0)); }),
+     {"parameter 0", "step is -5", ">= 0"},
+     "adamw"},
+    {"nan_step",
+     state([](auto& s) { s.step(torch::tensor(kNan)); }),
+     {"parameter 0", "step is nan", ">= 0"},
+     "adamw"},
+    {"integer_momentum",
+     state([](auto& s) { s.momentum_buffer(torch::ones({4, 6}, at::kLong)); }),
+     {"parameter 0", "momentum_buffer", "floating point"}},
+    {"another_rule",
+     options([](auto& o) { o.rule("adamw"); }),
+     {"parameter 0", "exp_avg", "adamw"}},
+    {"another_rule_back",
+     options([](auto& o) { o.rule("hybrid"); }),
+     {"parameter 0", "momentum_buffer", "hybrid"},
+     "adamw"},
+    {"unknown_rule", options([](auto& o) { o.rule("polar"); }), {"rule", "polar", "spectral"}},
+    {"negative_lr", options([](auto& o) { o.lr(-1.0); }), {"lr", "-1", ">= 0"}},
+    {"nan_momentum", options([](auto& o) { o.momentum(kNan); }), {"momentum", "nan", "[0, 1)"}},
+    {"layout_that_does_not_fit",
+     options([](auto& o) { o.layout({LayoutStep::heads(5, -2)}); }),
+     {"parameter 0", "heads", "5"}},
+};
 
 class BadArchive : public ::testing::TestWithParam<Spoiled> {};
 
@@ -274,7 +269,7 @@ TEST(BadArchive, OfTorchAdamW) {
   run(source, 1, 1);
   for (const char* name : {"spectral", "adamw"}) {
     Equivariant target({group_of({parameter({4, 6})}, rule(name))});
-    expect_refused(archive_of(source), target, {});
+    expect_refused(archive_of(source), target, {"the archive does not fit", "Equivariant"});
   }
 }
 

@@ -60,6 +60,18 @@ BAD_STATE_DICTS = {
         change(lambda s: s["state"][3].pop("exp_avg_sq")),
         ["param_groups[2] (role other), parameter 0", "exp_avg_sq", "adamw"],
     ),
+    "negative step": (
+        set_path("state", 3, "step", torch.tensor(-5.0)),
+        ["param_groups[2] (role other), parameter 0", "step is -5", ">= 0"],
+    ),
+    "step that is NaN": (
+        set_path("state", 3, "step", torch.tensor(float("nan"))),
+        ["param_groups[2] (role other), parameter 0", "step is nan", ">= 0"],
+    ),
+    "state of a parameter that is not there": (
+        set_path("state", 999, {"momentum_buffer": torch.ones(8, 6)}),
+        ["state 999", "no parameter"],
+    ),
     "no step": (change(lambda s: s["state"][3].pop("step")), ["step", "adamw"]),
     "momentum that is no tensor": (
         set_path("state", 0, "momentum_buffer", 3.0),
@@ -101,6 +113,21 @@ def test_state_dict_of_adamw():
     raises(
         ValueError,
         ["param_groups[0], parameter 0", "momentum_buffer"],
+        lambda: optimizer.load_state_dict(other.state_dict()),
+    )
+    Picture(optimizer).assert_same(before)
+
+
+def test_state_dict_of_sgd():
+    """Its momentum is a sum of gradients, Muon's and ours an average."""
+    p = nn.Parameter(torch.randn(4, 4))
+    other = torch.optim.SGD([p], momentum=0.9)
+    run(other, 1, gradients())
+    optimizer = erlangen.Equivariant([{"params": [p], "rule": "spectral"}])
+    before = Picture(optimizer)
+    raises(
+        ValueError,
+        ["param_groups[0]", "SGD", "average"],
         lambda: optimizer.load_state_dict(other.state_dict()),
     )
     Picture(optimizer).assert_same(before)

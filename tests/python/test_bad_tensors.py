@@ -61,6 +61,12 @@ BAD_PARAMS = {
         TypeError,
         ["Float8", "float32"],
     ),
+    "overlap": (
+        "row_norm",
+        lambda: nn.Parameter(torch.randn(8, 1).expand(8, 6)),
+        ValueError,
+        ["one place of memory", "[8, 6]", "[1, 0]"],
+    ),
     "no tensor": ("spectral", lambda: [1.0, 2.0], TypeError, ["list"]),
 }
 

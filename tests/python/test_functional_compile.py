@@ -88,6 +88,8 @@ def test_refuses_what_it_cannot_take(name, device):
         function(torch.ones(3, 3, dtype=torch.int64, device=device))
     with pytest.raises(ValueError, match="shape"):
         function(torch.ones(3, device=device))
+    with pytest.raises(TypeError, match="x is a list; allowed: a tensor"):
+        function([[1.0, 2.0]])
 
 
 @pytest.mark.parametrize("name", POLAR)

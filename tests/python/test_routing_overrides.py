@@ -134,6 +134,7 @@ def test_groups_share_no_values(qwen3):
         ({"router": {"lr_scale": 2.0}}, "'router'"),
         ({"model.layers.7.*": {"lr_scale": 2.0}}, "model.layers.7"),
         ({"lm_head.wieght": {"lr_scale": 2.0}}, "did you mean 'lm_head.weight'"),
+        ({"model.norm": {"lr_scale": 2.0}}, "did you mean 'model.norm.weight'"),
         ({"lm_head": {"lr_scal": 2.0}}, "did you mean 'lr_scale'"),
         ({"lm_head": {"params": []}}, "unknown option 'params'"),
         ({"lm_head": {"role": "head"}}, "unknown role 'head'"),

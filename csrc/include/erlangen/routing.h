@@ -38,6 +38,8 @@ using Overrides = std::vector<std::pair<std::string, EquivariantOptions>>;
 // parameter of the caller's own module) is told by `overrides`, in which `role` brings the role's
 // options along. A parameter that several modules share is taken once, under its first name, and
 // overrides may call it by any of its names; an Embedding's that is a Linear's too is an embedding.
+// A Linear of the shape [V, d] of an Embedding may be an LM head: without an override it has no
+// role, unless V = d.
 // `adjust_lr_fn`: as in role_options; stands in the groups if it is not the default.
 // Raises c10::ValueError that lists every parameter without a role; for an override that matches
 // nothing; and for a module without parameters that require gradients.

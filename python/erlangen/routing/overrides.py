@@ -125,5 +125,6 @@ def _without_idle(options: dict, chosen: Mapping, adjust_lr_fn: str) -> dict:
 def _hint(key: str, names: list[str], frozen: list[str]) -> str:
     if any(name == key or fnmatchcase(name, key) for name in frozen):
         return " (requires_grad is False)"
-    near = difflib.get_close_matches(key, names, n=1)
+    inside = [name for name in names if name.startswith(key + ".")]  # the key is a module's name
+    near = inside or difflib.get_close_matches(key, names, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
