@@ -9,17 +9,19 @@ import torch
 from erlangen import _C
 from erlangen.routing import param_groups
 from erlangen.routing.overrides import ROLES
-from expected_roles import SIZES, TABLES, build, columns, expected, hide_names, rotate_names
+from expected_families import CASES, build, expected
+from expected_roles import SIZES, columns, hide_names, rotate_names
 from oracles import Rule, logical_matrices
 from routing_helpers import Holder, as_matrices, found, options_by_tensor
 from torch import nn
 
-# The four architectures
+# Whole models
+
+cases = pytest.mark.parametrize("family, tied", CASES)
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@cases
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("family", TABLES)
 def test_architecture(family, sizes, tied):
     model = build(family, sizes, tied)
     assert found(model) == expected(family, sizes, tied)
@@ -29,9 +31,8 @@ RULES = {"embedding": "row_norm", "lm_head": "row_norm, centered", "other": "ada
 RULES |= {"router": "left_spectral, centered"}  # all others: spectral
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@cases
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("family", TABLES)
 def test_explain_of_an_architecture(family, sizes, tied):
     model = build(family, sizes, tied)
     roles = expected(family, sizes, tied)
@@ -43,20 +44,32 @@ def test_explain_of_an_architecture(family, sizes, tied):
     for name, parameter in model.named_parameters():
         role, layout = roles[name]
         rule = RULES.get(role, "spectral")
-        matrices, scale = "-", 1.0
+        if role == "router" and "deepseek" in family:  # its scores are sigmoids
+            rule = "left_spectral"
+        matrices, scales = "-", [1.0]
         if rule != "adamw":
-            parts = logical_matrices(layout, tuple(parameter.shape))
-            m, n = parts[0].shape
-            matrices = f"{m}×{n}" if len(parts) == 1 else f"{len(parts)} of {m}×{n}"
-            scale = Rule(rule.split(",")[0], adjust_lr_fn="match_rms_adamw").scale(m, n)
-        scale *= 5.0 if role == "embedding" else 1.0
+            matrices, scales = described(layout, tuple(parameter.shape), rule.split(",")[0])
+        factor = 5.0 if role == "embedding" else 1.0
+        scale = " + ".join(f"{scale * factor:.4g}" for scale in scales)
         shape = "×".join(map(str, parameter.shape))
-        assert shown[name] == [shape, role, rule, matrices, f"{scale:.4g}"], name
+        assert shown[name] == [shape, role, rule, matrices, scale], name
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def described(layout, shape, rule):
+    """The logical matrices in words, and their scales: one of each for every section."""
+    parts = logical_matrices(layout, shape)
+    last = layout[-1] if layout else {}
+    n = len(last.get("sections", [None]))
+    words, scales = [], []
+    for matrices in (parts[i::n] for i in range(n)):
+        size = "×".join(map(str, matrices[0].shape))
+        words.append(size if len(matrices) == 1 else f"{len(matrices)} of {size}")
+        scales.append(Rule(rule, adjust_lr_fn="match_rms_adamw").scale(*matrices[0].shape))
+    return " + ".join(words), scales
+
+
+@cases
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("family", TABLES)
 def test_names_do_not_matter(family, sizes, tied):
     model = build(family, sizes, tied)
     before = options_by_tensor(model)
@@ -66,10 +79,10 @@ def test_names_do_not_matter(family, sizes, tied):
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
+@cases
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("family", TABLES)
-def test_misleading_names_are_refused_or_ignored(family, sizes, step):
-    model = build(family, sizes)
+def test_misleading_names_are_refused_or_ignored(family, sizes, tied, step):
+    model = build(family, sizes, tied)
     before = options_by_tensor(model)
     rotate_names(model, step)
     try:
@@ -200,11 +213,12 @@ def test_router_with_z_loss_is_not_centered():
 # Sharing
 
 
-@pytest.mark.parametrize("family", TABLES)
+@pytest.mark.parametrize("family", [family for family, tied in CASES if tied])
 def test_tied_head_is_an_embedding_without_centering(family):
     model = build(family, tied=True)
     groups = param_groups(model)
-    holders = [g for g in groups if any(p is model.lm_head.weight for p in g["params"])]
+    head = model.get_output_embeddings().weight
+    holders = [g for g in groups if any(p is head for p in g["params"])]
     assert [g["role"] for g in holders] == ["embedding"]
     assert not holders[0].get("center", False)
 
