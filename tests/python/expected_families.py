@@ -254,12 +254,14 @@ def _narrow_experts(s):
         "moe_intermediate_size": 8 if is_square else 10,
         "shared_expert_intermediate_size": 16 if is_square else 12,
         "mlp_only_layers": [0],
+        "num_experts_per_tok": 2,
     }
 
 
 def _deepseek(s):
     size = dict(n_routed_experts=6, moe_intermediate_size=10, n_shared_experts=2)
     size |= dict(n_group=2, topk_group=1, num_experts_per_tok=2, first_k_dense_replace=1)
+    size |= dict(num_key_value_heads=4)
     return size | mla_sizes(s)
 
 
