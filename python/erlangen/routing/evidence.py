@@ -152,7 +152,7 @@ def _judge(
     matrices = modules.matrices_of(module)
     others = Finding("other")
     ways = [block.parameters for block in blocks]
-    if place.is_adapter:
+    if place.is_adapter and not modules.is_gain(module):
         found = [Finding("lora")] * len(matrices)
     elif any(ways):
         found = _fill(ways, [(n, tuple(p.shape)) for n, p in matrices], place.config)
@@ -180,7 +180,7 @@ def _judge_matrix(place: Place, parameter: nn.Parameter, claims) -> Finding:
             return _judge_linear(place, claims)
         if modules.is_embedding(module):
             return _judge_embedding(place, claims)
-        if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):  # a gain over several dimensions
+        if modules.is_gain(module):
             return Finding("other")
         if isinstance(module, _CONVOLUTIONS + _TRANSPOSED):
             return _judge_convolution(module)

@@ -20,6 +20,7 @@ _WRAPPERS = {
 }
 # Low-rank adapters: the first child is the layer that is adapted, all others are the adapters'.
 _LORA = {"peft.tuners.lora.layer.LoraLayer"}
+_LORA_GAINS = {"peft.tuners.lora.dora.DoraLinearLayer"}  # one length for each output
 # The module as it was and trainable copies of it, each in the module's own place.
 _COPIES = {"peft.utils.other.ModulesToSaveWrapper"}
 # Classes from here have a meaning of their own: a linear map inside is not "any other matrix".
@@ -70,6 +71,11 @@ def is_linear(module: nn.Module) -> bool:
 def storage(linear: nn.Module) -> list:
     """The layout that makes a linear map's weight [out, in]."""
     return [TRANSPOSE] if has_class(linear, _HF_CONV1D) else []
+
+
+def is_gain(module: nn.Module) -> bool:
+    """Whether the module's tensor, of however many dimensions, has one factor for each feature."""
+    return isinstance(module, (nn.LayerNorm, nn.RMSNorm)) or has_class(module, _LORA_GAINS)
 
 
 def is_embedding(module: nn.Module) -> bool:
