@@ -293,9 +293,11 @@ _VIT = dict(image_size=(8, 12), patch_size=4, num_labels=3, pooler_output_size=2
 FAMILIES = {
     "llama": (llama, "LlamaForCausalLM", _heads, {}),
     "mistral": (llama, "MistralForCausalLM", _heads, {}),
+    "qwen2": (llama, "Qwen2ForCausalLM", _heads, {}),
     "mixtral": (mixtral, "MixtralForCausalLM", _experts, {}),
     "qwen2_moe": (qwen2_moe, "Qwen2MoeForCausalLM", _narrow_experts, {}),
     "qwen3_moe": (qwen3_moe, "Qwen3MoeForCausalLM", _narrow_experts, {}),
+    "deepseek_v2": (deepseek_v3, "DeepseekV2ForCausalLM", _deepseek, {}),
     "deepseek_v3": (deepseek_v3, "DeepseekV3ForCausalLM", _deepseek, {}),
     "deepseek_v3 with full queries": (
         deepseek_v3_full_queries,
@@ -345,8 +347,8 @@ ALWAYS_TIED = ("t5", "t5 with gates")  # whatever the config says
 WITHOUT_HEAD = ("vit", "vit with masks")
 CASES = [(family, False) for family in TABLES if family not in ALWAYS_TIED]
 CASES += [(family, True) for family in TABLES if family not in WITHOUT_HEAD]
-WITH_KV_HEADS = ("llama", "mistral", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "phi3")
-WITH_KV_HEADS += ("granitemoe",)
+WITH_KV_HEADS = ("llama", "mistral", "qwen2", "mixtral", "qwen2_moe", "qwen3_moe", "granitemoe")
+WITH_KV_HEADS += ("deepseek_v2", "deepseek_v3", "phi3")
 
 
 def build(family, sizes="distinct", tied=False, **more):

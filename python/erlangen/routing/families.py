@@ -225,13 +225,26 @@ def _decoder(prefix: str, *mlps: Block) -> dict[str, tuple[Block, ...]]:
     return {f"{prefix}Attention": (_ATTENTION,), f"{prefix}MLP": mlps or (_GATED_MLP,)}
 
 
-def _mixture(prefix: str, of: Block, by: Block = _SOFTMAX_ROUTER, name: str = "TopKRouter"):
-    return {f"{prefix}Experts": (of,), f"{prefix}{name}": (by,)}
+def _mixture(prefix: str, stacks: Block) -> dict[str, tuple[Block, ...]]:
+    """The classes of its experts, chosen by a softmax."""
+    return {f"{prefix}Experts": (stacks,), f"{prefix}TopKRouter": (_SOFTMAX_ROUTER,)}
+
+
+def _latent(prefix: str, choice: Block) -> dict[str, tuple[Block, ...]]:
+    """The classes of a family with latent attention, experts and shared experts."""
+    shared = _shared_experts(lambda c: c.moe_intermediate_size * c.n_shared_experts)
+    return {
+        f"{prefix}Attention": (_MLA, _MLA_WITH_LATENT_QUERIES),
+        f"{prefix}MLP": (_GATED_MLP, shared),
+        f"{prefix}Experts": (_NARROW_EXPERTS,),
+        f"{prefix}TopkRouter": (choice,),
+    }
 
 
 FAMILIES: dict[str, dict[str, tuple[Block, ...]]] = ENCODERS | {
     "llama": _decoder("Llama"),
     "mistral": _decoder("Mistral"),
+    "qwen2": _decoder("Qwen2"),
     "qwen3": _decoder("Qwen3"),
     "gemma3": _decoder("Gemma3")
     | {
@@ -248,13 +261,8 @@ FAMILIES: dict[str, dict[str, tuple[Block, ...]]] = ENCODERS | {
     | _mixture("Qwen2Moe", _NARROW_EXPERTS)
     | {"Qwen2MoeSparseMoeBlock": (dense("shared_expert_gate", lambda c: (1, c.hidden_size)),)},
     "qwen3_moe": _decoder("Qwen3Moe") | _mixture("Qwen3Moe", _NARROW_EXPERTS),
-    "deepseek_v3": _decoder(
-        "DeepseekV3",
-        _GATED_MLP,
-        _shared_experts(lambda c: c.moe_intermediate_size * c.n_shared_experts),
-    )
-    | _mixture("DeepseekV3", _NARROW_EXPERTS, router(sigmoid_router_options), "TopkRouter")
-    | {"DeepseekV3Attention": (_MLA, _MLA_WITH_LATENT_QUERIES)},
+    "deepseek_v2": _latent("DeepseekV2", _SOFTMAX_ROUTER),
+    "deepseek_v3": _latent("DeepseekV3", router(sigmoid_router_options)),
     "phi3": {"Phi3Attention": (_PHI3_ATTENTION,), "Phi3MLP": (_PHI3_MLP,)},
     "gpt2": {
         "GPT2Attention": (_GPT2_ATTENTION, _GPT2_CROSS_ATTENTION),
