@@ -60,19 +60,18 @@ Parts = list[tuple[str, tuple[int, ...]]]  # name and shape
 def _fill(ways: list[tuple[Slot, ...]], parts: Parts, config) -> list[Finding]:
     """One finding for each part: the slots' of the way that fits, or the reason why none does."""
     reasons = [_mismatch(slots, parts, config) for slots in ways]
-    fitting = [slots for slots, why in zip(ways, reasons, strict=True) if why is None]
     found = [
         [Finding(s.role, s.layout(config) or [], s.options(config) or {}) for s in slots]
-        for slots in fitting
+        for slots, reason in zip(ways, reasons, strict=True)
+        if reason is None
     ]
+    why = "its class is built in several ways, and more than one fits"
     if not found:
         # The way with as many parts tells best what is wrong.
-        _, why = min(zip(ways, reasons, strict=True), key=lambda pair: len(pair[0]) != len(parts))
+        same_number = [len(slots) == len(parts) for slots in ways]
+        why = reasons[same_number.index(True) if any(same_number) else 0]
+    if not found or any(other != found[0] for other in found):
         return [undecided(why)] * len(parts)
-    if any(other != found[0] for other in found):
-        return [undecided("its class is built in several ways, and more than one fits")] * len(
-            parts
-        )
     return found[0]
 
 

@@ -170,8 +170,9 @@ def concatenated_experts(width: Callable[[Any], int]) -> Block:
 
 
 def router(options: Callable[[Any], dict | None]) -> Block:
-    shape = Slot("weight", "router", lambda c: (experts(c), c.hidden_size), options=options)
-    return Block(parameters=(shape,))
+    """A map onto the experts' logits."""
+    slot = Slot("weight", "router", lambda c: (experts(c), c.hidden_size), options=options)
+    return Block(parameters=(slot,))
 
 
 def dense(name: str, shape: Callable[[Any], tuple[int | None, ...]]) -> Block:
@@ -186,5 +187,5 @@ def labels(name: str) -> Block:
 
 def vocabulary(name: str) -> Block:
     """A linear map onto the vocabulary."""
-    shape = Slot(name, "lm_head", lambda c: (text(c).vocab_size, None), options=head_options)
-    return Block(linears=(shape,))
+    slot = Slot(name, "lm_head", lambda c: (text(c).vocab_size, None), options=head_options)
+    return Block(linears=(slot,))
