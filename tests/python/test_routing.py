@@ -6,20 +6,25 @@ import re
 import erlangen
 import pytest
 import torch
+import transformers
 from erlangen import _C
 from erlangen.routing import param_groups
+from erlangen.routing.evidence import _fill
 from erlangen.routing.overrides import ROLES
-from expected_roles import SIZES, TABLES, build, columns, expected, hide_names, rotate_names
+from erlangen.routing.slots import Slot
+from expected_families import CASES, build, expected
+from expected_roles import SIZES, columns, hide_names, rotate_names
 from oracles import Rule, logical_matrices
 from routing_helpers import Holder, as_matrices, found, options_by_tensor
 from torch import nn
 
-# The four architectures
+# Whole models
+
+cases = pytest.mark.parametrize("family, tied", CASES)
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@cases
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("family", TABLES)
 def test_architecture(family, sizes, tied):
     model = build(family, sizes, tied)
     assert found(model) == expected(family, sizes, tied)
@@ -29,9 +34,8 @@ RULES = {"embedding": "row_norm", "lm_head": "row_norm, centered", "other": "ada
 RULES |= {"router": "left_spectral, centered"}  # all others: spectral
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@cases
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("family", TABLES)
 def test_explain_of_an_architecture(family, sizes, tied):
     model = build(family, sizes, tied)
     roles = expected(family, sizes, tied)
@@ -43,20 +47,32 @@ def test_explain_of_an_architecture(family, sizes, tied):
     for name, parameter in model.named_parameters():
         role, layout = roles[name]
         rule = RULES.get(role, "spectral")
-        matrices, scale = "-", 1.0
+        if role == "router" and "deepseek_v3" in family:  # its scores are sigmoids
+            rule = "left_spectral"
+        matrices, scales = "-", [1.0]
         if rule != "adamw":
-            parts = logical_matrices(layout, tuple(parameter.shape))
-            m, n = parts[0].shape
-            matrices = f"{m}×{n}" if len(parts) == 1 else f"{len(parts)} of {m}×{n}"
-            scale = Rule(rule.split(",")[0], adjust_lr_fn="match_rms_adamw").scale(m, n)
-        scale *= 5.0 if role == "embedding" else 1.0
+            matrices, scales = described(layout, tuple(parameter.shape), rule.split(",")[0])
+        factor = 5.0 if role == "embedding" else 1.0
+        scale = " + ".join(f"{scale * factor:.4g}" for scale in scales)
         shape = "×".join(map(str, parameter.shape))
-        assert shown[name] == [shape, role, rule, matrices, f"{scale:.4g}"], name
+        assert shown[name] == [shape, role, rule, matrices, scale], name
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def described(layout, shape, rule):
+    """The logical matrices in words, and their scales: one of each for every section."""
+    parts = logical_matrices(layout, shape)
+    last = layout[-1] if layout else {}
+    n = len(last.get("sections", [None]))
+    words, scales = [], []
+    for matrices in (parts[i::n] for i in range(n)):
+        size = "×".join(map(str, matrices[0].shape))
+        words.append(size if len(matrices) == 1 else f"{len(matrices)} of {size}")
+        scales.append(Rule(rule, adjust_lr_fn="match_rms_adamw").scale(*matrices[0].shape))
+    return " + ".join(words), scales
+
+
+@cases
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("family", TABLES)
 def test_names_do_not_matter(family, sizes, tied):
     model = build(family, sizes, tied)
     before = options_by_tensor(model)
@@ -66,10 +82,10 @@ def test_names_do_not_matter(family, sizes, tied):
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
+@cases
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("family", TABLES)
-def test_misleading_names_are_refused_or_ignored(family, sizes, step):
-    model = build(family, sizes)
+def test_misleading_names_are_refused_or_ignored(family, sizes, tied, step):
+    model = build(family, sizes, tied)
     before = options_by_tensor(model)
     rotate_names(model, step)
     try:
@@ -134,24 +150,57 @@ def test_gpt_oss_layouts_are_the_maps_of_the_forward_pass():
     assert torch.equal(as_matrices(down, layouts["model.layers.0.mlp.experts.down_proj"]), down.mT)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma3", "gpt_oss"])
-def test_classification_heads_are_dense(family):
-    from transformers import (
-        Gemma3TextForSequenceClassification,
-        GptOssForSequenceClassification,
-        Qwen3ForSequenceClassification,
-    )
+# Of the models that are no language models: the linear maps that a task adds, by hand.
+SCORE, CLASSIFIER, SPANS = ["score.weight"], ["classifier.weight"], ["qa_outputs.weight"]
+TASKS = {
+    "Qwen3ForSequenceClassification": ("qwen3", SCORE),
+    "Qwen3ForTokenClassification": ("qwen3", SCORE),
+    "Qwen3ForQuestionAnswering": ("qwen3", SPANS),
+    "Gemma3TextForSequenceClassification": ("gemma3", SCORE),
+    "Gemma3ForSequenceClassification": ("gemma3_images", SCORE),
+    "GptOssForSequenceClassification": ("gpt_oss", SCORE),
+    "MixtralForSequenceClassification": ("mixtral", SCORE),
+    "GPT2ForSequenceClassification": ("gpt2", SCORE),
+    "GPT2ForTokenClassification": ("gpt2", CLASSIFIER),
+    "GPT2ForQuestionAnswering": ("gpt2", SPANS),
+    "GPT2DoubleHeadsModel": ("gpt2", ["multiple_choice_head.summary.weight"]),
+    "GPTNeoXForSequenceClassification": ("gpt_neox", SCORE),
+    "GPTNeoXForTokenClassification": ("gpt_neox", CLASSIFIER),
+    "GPTNeoXForQuestionAnswering": ("gpt_neox", SPANS),
+    "FalconForSequenceClassification": ("falcon", SCORE),
+    "FalconForTokenClassification": ("falcon", CLASSIFIER),
+    "FalconForQuestionAnswering": ("falcon", SPANS),
+    "T5ForSequenceClassification": (
+        "t5",
+        ["classification_head.dense.weight", "classification_head.out_proj.weight"],
+    ),
+    "T5ForTokenClassification": ("t5", CLASSIFIER),
+    "T5ForQuestionAnswering": ("t5", SPANS),
+    "BertForSequenceClassification": ("bert", ["bert.pooler.dense.weight", *CLASSIFIER]),
+    "BertForMultipleChoice": ("bert", ["bert.pooler.dense.weight", *CLASSIFIER]),
+    "BertForNextSentencePrediction": (
+        "bert",
+        ["bert.pooler.dense.weight", "cls.seq_relationship.weight"],
+    ),
+    "BertForTokenClassification": ("bert", CLASSIFIER),
+    "BertForQuestionAnswering": ("bert", SPANS),
+}
 
-    kinds = {
-        "qwen3": Qwen3ForSequenceClassification,
-        "gemma3": Gemma3TextForSequenceClassification,
-        "gpt_oss": GptOssForSequenceClassification,
-    }
-    config = build(family).config
-    config.num_labels = 3
-    roles = found(kinds[family](config))
-    assert roles.pop("score.weight") == ("dense", None)
-    assert roles == expected(family, "distinct", tied=True)  # there is no lm_head
+
+@pytest.mark.parametrize("name", TASKS)
+def test_maps_onto_labels_are_dense(name):
+    family, maps = TASKS[name]
+    with torch.device("meta"):
+        config = build(family, tied=True).config
+        config.num_labels = 2 if name == "T5ForQuestionAnswering" else 3
+        model = getattr(transformers, name)(config)
+    roles = found(model)
+    of_images = 2 if family == "gemma3_images" else 0
+    assert sum(role == "dense" for role, _ in roles.values()) == of_images + len(maps)
+    assert all(roles[key] == ("dense", None) for key in maps)
+    before = options_by_tensor(model)
+    hide_names(model)
+    assert options_by_tensor(model) == before
 
 
 def test_a_part_of_a_model():
@@ -171,6 +220,41 @@ def test_shapes_that_contradict_the_config():
     model.model.layers[1].self_attn.k_proj = nn.Linear(16, 24, bias=False)
     with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.k_proj.*should be \[16, 16\]"):
         param_groups(model)
+
+
+@pytest.mark.parametrize(
+    "family, change, message",
+    [
+        ("phi3", {"num_key_value_heads": 4}, r"qkv_proj.*should be \[48, 16\], and is \[32, 16\]"),
+        ("gpt2", {"n_inner": 16}, r"c_fc.*should be \[16, 16\], and is \[24, 16\]"),
+        ("falcon", {"multi_query": False}, r"query_key_value.*should be \[48, 16\]"),
+        ("deepseek_v3", {"v_head_dim": 6}, r"kv_b_proj.*should be \[48, 10\], and is \[56, 10\]"),
+        (
+            "qwen2_moe",
+            {"shared_expert_intermediate_size": 8},
+            r"shared_expert\.gate_proj.*should be",
+        ),
+        ("mamba", {"time_step_rank": 4}, r"x_proj.*should be \[14, 24\], and is \[13, 24\]"),
+    ],
+)
+def test_configs_that_contradict_the_shapes(family, change, message):
+    """Head counts and parts come from the config: one that is not the model's must not be used."""
+    with torch.device("meta"):
+        model = build(family)
+    for name, value in change.items():
+        setattr(model.config, name, value)
+    with pytest.raises(ValueError, match=message) as error:
+        param_groups(model)
+    assert "overrides={" in str(error.value)
+
+
+def test_two_ways_to_build_a_class_that_both_fit():
+    slots = [Slot("a", role, lambda config: (4, None)) for role in ("mlp_in", "mlp_out")]
+    ways = [(slots[0],), (slots[1],)]
+    for chosen, role in ((ways[:1], "mlp_in"), (ways[1:], "mlp_out"), (ways, None)):
+        (finding,) = _fill(chosen, [("a", (4, 6))], config=object())
+        assert finding.role == role
+    assert "more than one fits" in finding.why
 
 
 def test_replaced_and_added_parts():
@@ -200,11 +284,12 @@ def test_router_with_z_loss_is_not_centered():
 # Sharing
 
 
-@pytest.mark.parametrize("family", TABLES)
+@pytest.mark.parametrize("family", [family for family, tied in CASES if tied])
 def test_tied_head_is_an_embedding_without_centering(family):
     model = build(family, tied=True)
     groups = param_groups(model)
-    holders = [g for g in groups if any(p is model.lm_head.weight for p in g["params"])]
+    head = model.get_output_embeddings().weight
+    holders = [g for g in groups if any(p is head for p in g["params"])]
     assert [g["role"] for g in holders] == ["embedding"]
     assert not holders[0].get("center", False)
 

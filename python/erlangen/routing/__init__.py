@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from .evidence import Finding, collect
+from .evidence import Finding, collect, undecided
 from .modules import walk
 from .overrides import ROLES, Overrides
 from .sharing import decide
@@ -70,8 +70,9 @@ def param_groups(
     findings = decide(places, collect(places))
     groups, roles, missing = {}, set(), []
     for name, parameter in trainable.items():
-        finding = findings[id(parameter)]
-        role, options = chosen.resolve(aliases[id(parameter)], finding, adjust_lr_fn)
+        finding = findings.get(id(parameter), undecided("no module shows it as its own"))
+        names = aliases.get(id(parameter), [name])
+        role, options = chosen.resolve(names, finding, adjust_lr_fn)
         if role is None:
             missing.append((name, parameter, finding))
             continue

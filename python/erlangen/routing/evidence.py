@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import modules
-from .families import FLATTEN, TRANSPOSE, Block, Slot, head_options, heads
 from .modules import Place
+from .slots import FLATTEN, TRANSPOSE, Block, Slot, head_options, heads
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -41,31 +41,41 @@ def undecided(why: str, layout: list | None = None) -> Finding:
 
 def collect(places: list[Place]) -> dict[int, list[tuple[Place, Finding]]]:
     """Every finding about every parameter, keyed by the parameter's id: one for each use."""
-    claims = _output_embeddings(places)  # linear maps that another module speaks for
+    claims = _output_embeddings(places)  # children that another module speaks for
     findings = {}
     for place in places:
-        block = modules.block_of(place.module)
-        if block is not None and block.linears:
-            claims |= _claim_linears(block, place)
-        for parameter, finding in _judge(place, block, claims):
+        blocks = modules.blocks_of(place.module)
+        claims |= _claim(place, [b.linears for b in blocks], modules.is_linear)
+        claims |= _claim(place, [b.tables for b in blocks], modules.is_embedding)
+        for parameter, finding in _judge(place, blocks, claims):
             findings.setdefault(id(parameter), []).append((place, finding))
     return findings
 
 
 # Known classes
 
+Parts = list[tuple[str, tuple[int, ...]]]  # name and shape
 
-def _fill(slots: tuple[Slot, ...], parts: list[tuple[str, tuple]], config) -> list[Finding]:
-    """One finding for each part (name, shape): the slots', or the reason why they do not fit."""
-    reason = _mismatch(slots, parts, config)
-    if reason:
-        return [undecided(reason)] * len(parts)
-    return [
-        Finding(slot.role, slot.layout(config) or [], slot.options(config) or {}) for slot in slots
+
+def _fill(ways: list[tuple[Slot, ...]], parts: Parts, config) -> list[Finding]:
+    """One finding for each part: the slots' of the way that fits, or the reason why none does."""
+    reasons = [_mismatch(slots, parts, config) for slots in ways]
+    found = [
+        [Finding(s.role, s.layout(config) or [], s.options(config) or {}) for s in slots]
+        for slots, reason in zip(ways, reasons, strict=True)
+        if reason is None
     ]
+    why = "its class is built in several ways, and more than one fits"
+    if not found:
+        # The way with as many parts tells best what is wrong.
+        same_number = [len(slots) == len(parts) for slots in ways]
+        why = reasons[same_number.index(True) if any(same_number) else 0]
+    if not found or any(other != found[0] for other in found):
+        return [undecided(why)] * len(parts)
+    return found[0]
 
 
-def _mismatch(slots, parts, config) -> str | None:
+def _mismatch(slots: tuple[Slot, ...], parts: Parts, config) -> str | None:
     if len(parts) != len(slots):
         return f"its module should define {len(slots)} such parts, not {len(parts)}"
     expected_names = [slot.name for slot in slots]
@@ -80,23 +90,35 @@ def _mismatch(slots, parts, config) -> str | None:
             expected = tuple(slot.shape(config))
         except AttributeError as error:
             return f"the config does not say which shapes its module should have ({error})"
-        if shape != expected:
-            return f"by the config {name} should be {list(expected)}, and is {list(shape)}"
+        if len(shape) != len(expected) or any(
+            size not in (None, actual) for size, actual in zip(expected, shape, strict=True)
+        ):
+            return f"by the config {name} should be {_sizes(expected)}, and is {list(shape)}"
     return None
 
 
-def _claim_linears(block: Block, place: Place) -> dict[tuple, Finding]:
-    children = modules.linear_children(place.module)
-    parts = [(name, _logical_shape(child)) for name, child in children]
-    found = _fill(block.linears, parts, place.config)
-    owner = id(place.module)
-    return {(owner, id(child)): f for (_, child), f in zip(children, found, strict=True)}
+def _sizes(shape: tuple[int | None, ...]) -> str:
+    return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
 
 
-def _logical_shape(linear: nn.Module) -> tuple[int, ...]:
-    matrix = modules.matrix_of(linear)
+def _claim(place: Place, ways: list[tuple[Slot, ...]], is_kind) -> dict[tuple, Finding]:
+    """What a known class says about its children of one kind."""
+    if not any(ways):
+        return {}
+    children = modules.children_of(place.module, is_kind)
+    parts = [(name, _logical_shape(versions[0])) for name, versions in children]
+    found = _fill(ways, parts, place.config)
+    return {
+        (id(place.module), id(version)): finding
+        for (_, versions), finding in zip(children, found, strict=True)
+        for version in versions
+    }
+
+
+def _logical_shape(module: nn.Module) -> tuple[int, ...]:
+    matrix = modules.matrix_of(module)
     shape = () if matrix is None else tuple(matrix.shape)
-    return shape[::-1] if modules.storage(linear) else shape
+    return shape[::-1] if modules.storage(module) else shape
 
 
 def _output_embeddings(places: list[Place]) -> dict[tuple, Finding]:
@@ -121,13 +143,18 @@ def _output_embeddings(places: list[Place]) -> dict[tuple, Finding]:
 # Parameters
 
 
-def _judge(place: Place, block: Block | None, claims) -> Iterator[tuple[nn.Parameter, Finding]]:
+def _judge(
+    place: Place, blocks: tuple[Block, ...], claims
+) -> Iterator[tuple[nn.Parameter, Finding]]:
     module = place.module
     parameters = [p for _, p in modules.own_parameters(module)]
     matrices = modules.matrices_of(module)
     others = Finding("other")
-    if block is not None and block.parameters:
-        found = _fill(block.parameters, [(n, tuple(p.shape)) for n, p in matrices], place.config)
+    ways = [block.parameters for block in blocks]
+    if place.is_adapter and not modules.is_gain(module):
+        found = [Finding("lora")] * len(matrices)
+    elif any(ways):
+        found = _fill(ways, [(n, tuple(p.shape)) for n, p in matrices], place.config)
     elif _has_one_weight(module) and len(matrices) != 1:
         why = f"a {type(module).__qualname__} has one weight matrix, this one {len(matrices)}"
         found = [undecided(why)] * len(matrices)
@@ -151,8 +178,8 @@ def _judge_matrix(place: Place, parameter: nn.Parameter, claims) -> Finding:
         if modules.is_linear(module):
             return _judge_linear(place, claims)
         if modules.is_embedding(module):
-            return Finding("embedding")
-        if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):  # a gain over several dimensions
+            return _judge_embedding(place, claims)
+        if modules.is_gain(module):
             return Finding("other")
         if isinstance(module, _CONVOLUTIONS + _TRANSPOSED):
             return _judge_convolution(module)
@@ -168,6 +195,15 @@ def _judge_matrix(place: Place, parameter: nn.Parameter, claims) -> Finding:
     if modules.has_class(module, {"torch.nn.utils.parametrize.ParametrizationList"}):
         return undecided("a parametrization makes the weight out of it")
     return undecided(f"it belongs to {type(module).__qualname__} itself: no type says what it is")
+
+
+def _judge_embedding(place: Place, claims) -> Finding:
+    claim = claims.get((id(place.owner), id(place.module)))
+    if claim is not None:
+        return claim
+    if modules.in_library(place.owner, "peft."):
+        return undecided(f"what {modules.in_library(place.owner)} does with it is not known")
+    return Finding("embedding")
 
 
 def _judge_linear(place: Place, claims) -> Finding:

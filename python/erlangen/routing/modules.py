@@ -1,10 +1,12 @@
 """What a module is, and where in the model it stands."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
 
-from .families import BLOCKS, TRANSPOSE, Block
+from .families import BLOCKS
+from .slots import TRANSPOSE, Block
 
 # Modules that hold others and give them no meaning.
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -13,7 +15,14 @@ _WRAPPERS = {
     "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper",
     "torch.nn.parallel.data_parallel.DataParallel",
     "torch.nn.parallel.distributed.DistributedDataParallel",
+    "peft.peft_model.PeftModel",
+    "peft.tuners.tuners_utils.BaseTuner",
 }
+# Low-rank adapters: the first child is the layer that is adapted, all others are the adapters'.
+_LORA = {"peft.tuners.lora.layer.LoraLayer"}
+_LORA_GAINS = {"peft.tuners.lora.dora.DoraLinearLayer"}  # one length for each output
+# The module as it was and trainable copies of it, each in the module's own place.
+_COPIES = {"peft.utils.other.ModulesToSaveWrapper"}
 # Classes from here have a meaning of their own: a linear map inside is not "any other matrix".
 _LIBRARIES = ("torch.nn.modules.", "transformers.models.", "transformers_modules.", "peft.")
 _NO_MEANING = (nn.Module, *_CONTAINERS)
@@ -33,22 +42,24 @@ class Place:
     module: nn.Module
     owner: nn.Module | None  # nearest enclosing module that is no container and no wrapper
     config: object | None
+    is_adapter: bool = False  # of a low-rank adapter
 
 
 def walk(model: nn.Module) -> list[Place]:
     """All modules in the order of their definition, a shared one at each of its places."""
     places = []
 
-    def visit(module, owner, config):
+    def visit(module, owner, config, is_adapter):
         config = _own_config(module) or config
-        places.append(Place(module, owner, config))
+        places.append(Place(module, owner, config, is_adapter))
         if not _is_transparent(module):
             owner = module
-        for child in module._modules.values():
+        is_lora = has_class(module, _LORA)
+        for i, child in enumerate(module._modules.values()):
             if child is not None:
-                visit(child, owner, config)
+                visit(child, owner, config, is_adapter or (is_lora and i > 0))
 
-    visit(model, None, None)
+    visit(model, None, None, False)
     return places
 
 
@@ -62,15 +73,22 @@ def storage(linear: nn.Module) -> list:
     return [TRANSPOSE] if has_class(linear, _HF_CONV1D) else []
 
 
+def is_gain(module: nn.Module) -> bool:
+    """Whether the module's tensor, of however many dimensions, has one factor for each feature."""
+    return isinstance(module, (nn.LayerNorm, nn.RMSNorm)) or has_class(module, _LORA_GAINS)
+
+
 def is_embedding(module: nn.Module) -> bool:
     """Whether the module is a lookup table."""
     return isinstance(module, _EMBEDDINGS)
 
 
-def in_library(module: nn.Module | None) -> str | None:
+def in_library(
+    module: nn.Module | None, libraries: str | tuple[str, ...] = _LIBRARIES
+) -> str | None:
     """The name of the library class that the module is, None for a class of the user's own."""
     for kind in type(module).__mro__:
-        if kind not in _NO_MEANING and f"{kind.__module__}.".startswith(_LIBRARIES):
+        if kind not in _NO_MEANING and f"{kind.__module__}.".startswith(libraries):
             return kind.__qualname__
     return None
 
@@ -86,31 +104,43 @@ def has_class(thing, paths: set[str]) -> bool:
 
 def _is_transparent(module: nn.Module) -> bool:
     is_container = isinstance(module, _CONTAINERS) and in_library(module) is None
-    return is_container or has_class(module, _WRAPPERS)
+    return is_container or has_class(module, _WRAPPERS | _LORA | _COPIES)
 
 
 def _own_config(module: nn.Module):
     return next((v for v in vars(module).values() if has_class(v, _HF_CONFIGS)), None)
 
 
-def block_of(module: nn.Module) -> Block | None:
-    """What is known about the module's class."""
+def blocks_of(module: nn.Module) -> tuple[Block, ...]:
+    """What is known about the module's class: a block for each way in which it is built."""
     for kind in type(module).__mro__:
-        block = BLOCKS.get(f"{kind.__module__}.{kind.__qualname__}")
-        if block is not None:
-            return block
-    return None
+        blocks = BLOCKS.get(f"{kind.__module__}.{kind.__qualname__}")
+        if blocks is not None:
+            return blocks
+    return ()
 
 
-def linear_children(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The linear maps that the module itself defines, wrapped or not, in order."""
+def children_of(
+    module: nn.Module, is_kind: Callable[[nn.Module], bool]
+) -> list[tuple[str, list[nn.Module]]]:
+    """The children of a kind that the module itself defines, in order: wrapped or not, and with
+    their copies if there are any."""
     found = []
     for name, child in module._modules.items():
-        while child is not None and has_class(child, _WRAPPERS):
-            child = next(iter(child._modules.values()), None)
-        if child is not None and is_linear(child):
-            found.append((name, child))
+        versions = [] if child is None else _unwrapped(child)
+        if versions and is_kind(versions[0]):
+            found.append((name, versions))
     return found
+
+
+def _unwrapped(module: nn.Module) -> list[nn.Module]:
+    inner = [child for child in module._modules.values() if child is not None]
+    if has_class(module, _COPIES):
+        copies = [copy for holder in inner[1:] for copy in holder._modules.values()]
+        return [version for part in inner[:1] + copies for version in _unwrapped(part)]
+    if has_class(module, _WRAPPERS | _LORA):
+        return _unwrapped(inner[0]) if inner else []
+    return [module]
 
 
 def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -72,7 +72,7 @@ def _heads_by_shape(places, decisions, tables) -> dict[int, Finding]:
     The head is the last linear map that the model defines, if it is the only such one. With any
     doubt all of them are undecided.
     """
-    linears = [place for place in places if is_linear(place.module)]
+    linears = [p for p in places if is_linear(p.module) and not p.is_adapter]
     candidates = _candidates(linears, decisions, tables)
     if not candidates:
         return {}
