@@ -158,6 +158,8 @@ void from_ivalue(const std::string& name, const IValue& value, std::string& out)
 void from_ivalue(const std::string& name, const IValue& value, std::optional<bool>& out) {
   if (value.isNone()) {
     out.reset();
+  } else if (!value.isBool()) {
+    type_error(name, value, "None, True or False");
   } else {
     from_ivalue(name, value, out.emplace());
   }
@@ -166,6 +168,8 @@ void from_ivalue(const std::string& name, const IValue& value, std::optional<boo
 void from_ivalue(const std::string& name, const IValue& value, std::optional<int64_t>& out) {
   if (value.isNone()) {
     out.reset();
+  } else if (!value.isInt()) {
+    type_error(name, value, "None or an int");
   } else {
     from_ivalue(name, value, out.emplace());
   }

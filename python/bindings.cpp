@@ -61,7 +61,7 @@ c10::IValue to_ivalue(const std::string& name, py::handle value) {
     return py::float_(py::reinterpret_borrow<py::object>(value)).cast<double>();
   }
   TORCH_CHECK_TYPE(!THPDtype_Check(value.ptr()), name, " is ", shown(value),
-                   "; allowed: its name, a str such as \"float32\"");
+                   "; allowed: its name, a str such as \"bfloat16\"");
   TORCH_CHECK_TYPE(false, name, " is ", shown(value),
                    "; allowed: None, bool, int, float, str, list, dict");
 }

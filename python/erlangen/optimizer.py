@@ -41,30 +41,38 @@ def _as_list(params, where: str) -> list:
 def _refuse_unknown(options: Iterable[str], allowed: Iterable[str], where: str) -> None:
     for key in options:
         if key not in allowed:
-            near = difflib.get_close_matches(str(key), _OPTIONS, n=1)
+            near = difflib.get_close_matches(str(key), _OPTIONS, n=1, cutoff=0.7)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             if key == "overrides":
-                hint = ", but of erlangen.param_groups(model, overrides=...)"
+                hint = " (give erlangen.param_groups(model, overrides=...) instead of the model)"
             raise ValueError(
                 f"{where}: unknown option {key!r}{hint}; allowed: {', '.join(sorted(_OPTIONS))}"
             )
 
 
-def _refuse_sums(groups: list[dict]) -> None:
-    for index, group in enumerate(groups):
-        if "dampening" in group and group.get("momentum"):
+def _refuse_foreign(groups: list[dict], live: list[dict]) -> None:
+    """Refuses groups of torch's optimizers whose options mean something else to these rules."""
+    for index, (group, mine) in enumerate(zip(groups, live, strict=False)):
+        where = f"param_groups[{index}] of the state dict is"
+        rule = group.get("rule", mine["rule"])
+        if "dampening" in group:
             raise ValueError(
-                f"param_groups[{index}] of the state dict is torch.optim.SGD's, whose momentum is "
-                "a sum of gradients; allowed: an average, as torch.optim.Muon's is"
+                f"{where} torch.optim.SGD's, whose momentum is a sum of gradients and not their "
+                "average"
             )
+        if "amsgrad" in group and rule != "adamw":
+            raise ValueError(f"{where} an Adam's; allowed with rule {rule!r}: torch.optim.Muon's")
+        if group.get("adjust_lr_fn", "") is None:
+            raise ValueError(f"{where} torch.optim.Muon's; allowed: to load it into erlangen.Muon")
 
 
 class Equivariant(Optimizer):
     """Gives every parameter group the update rule that its block's symmetry asks for.
 
     Formulas: arXiv 2605.18106. A group's own value beats the one given here. State: a matrix rule
-    keeps ``momentum_buffer``, adamw ``exp_avg``, ``exp_avg_sq`` and ``step``; each is on the
-    parameter's device, has its shape (``step``: none) and comes into being at its first step.
+    keeps ``momentum_buffer`` (and ``step``, where it rounds stochastically), adamw ``exp_avg``,
+    ``exp_avg_sq`` and ``step``; each is on the parameter's device, has its shape (``step``: none)
+    and comes into being at its first step.
 
     Args:
         params: a model (its groups are made by :func:`erlangen.param_groups`), or dicts with
@@ -112,8 +120,9 @@ class Equivariant(Optimizer):
                     "has the rule of its role"
                 )
             params = param_groups(params, adjust_lr_fn=defaults["adjust_lr_fn"])
-        if isinstance(params, torch.Tensor | str) or not isinstance(params, Iterable):
-            what = "a tensor" if isinstance(params, torch.Tensor) else repr(params)
+        if isinstance(params, torch.Tensor | str | dict) or not isinstance(params, Iterable):
+            kinds = {torch.Tensor: "a tensor", dict: "a dict"}
+            what = next((n for t, n in kinds.items() if isinstance(params, t)), repr(params))
             raise TypeError(
                 f"{type(self).__name__} was given {what}; allowed: a model, a list of groups, or "
                 "for a preset a list of parameters"
@@ -201,8 +210,8 @@ class Equivariant(Optimizer):
     def load_state_dict(self, state_dict: dict) -> None:
         """Loads groups and state; state keeps the dtype it was saved in.
 
-        Options that the dict does not have (another optimizer's, an older version's) keep their
-        value.
+        Options are the dict's then, the rule too; those that it does not have (another
+        optimizer's, an older version's) keep their value.
 
         Raises:
             ValueError: groups, options or shapes that do not fit; nothing has changed then.
@@ -211,8 +220,11 @@ class Equivariant(Optimizer):
         incoming = {}
 
         def complete(_, loaded: dict) -> dict:
+            for key in ("param_groups", "state"):
+                if key not in loaded:
+                    raise ValueError(f"the state dict has no {key!r}, but {list(loaded)[:5]}")
             groups = [self._translated(group) for group in loaded["param_groups"]]
-            _refuse_sums(groups)
+            _refuse_foreign(groups, self.param_groups)
             for group, live in zip(groups, self.param_groups, strict=False):  # torch counts them
                 for key in live.keys() & (_OPTIONS.keys() | _OF_GROUP):
                     group.setdefault(key, live[key])
@@ -284,8 +296,9 @@ class Muon(Equivariant):
     other option of :class:`Equivariant`.
 
     Args:
-        params: matrices, or groups of them; in a group ``eps`` and ``adjust_lr_fn`` mean what they
-            mean here.
+        params: matrices, or groups of them; in a group given here or loaded ``eps`` and
+            ``adjust_lr_fn`` mean what they mean here. Afterwards they stand in the group under
+            Equivariant's names: ``ns_eps``, and "original" for None.
         lr, weight_decay, momentum, nesterov, ns_coefficients, ns_steps: as in torch.optim.Muon.
         eps: least norm that a gradient is divided by; small gradients count less because of it.
         adjust_lr_fn: None ("original") or a name that :class:`Equivariant` knows.
@@ -366,9 +379,10 @@ def _signature_of(cls: type) -> inspect.Signature:
     """The options as keyword-only arguments with their defaults, which stand in C++ alone."""
     parameter = inspect.Parameter
     own = inspect.signature(cls.__init__).parameters
+    preset = _C.preset_options(cls._preset) if issubclass(cls, _Preset) else {}
     named = [p for n, p in own.items() if n != "self" and p.kind != parameter.VAR_KEYWORD]
     rest = [
-        parameter(name, parameter.KEYWORD_ONLY, default=default)
+        parameter(name, parameter.KEYWORD_ONLY, default=preset.get(name, default))
         for name, default in _OPTIONS.items()
         if name not in own
     ]

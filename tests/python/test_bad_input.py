@@ -27,7 +27,7 @@ VALUES = [
     ("adjust_lr_fn", "muon", ValueError, ["muon", "match_rms_adamw", "original", "none"]),
     ("ns_method", "fast", ValueError, ["fast", "auto", "standard", "gram", "exact"]),
     ("ns_dtype", "float8", ValueError, ["float8", "float32", "bfloat16", "float16"]),
-    ("ns_dtype", torch.bfloat16, TypeError, ["torch.bfloat16", "its name", "float32"]),
+    ("ns_dtype", torch.bfloat16, TypeError, ["torch.bfloat16", "its name", "bfloat16"]),
     ("state_dtype", "float16", ValueError, ["float16", "auto", "bfloat16"]),
     ("lr", -1e-3, ValueError, ["-0.001", ">= 0"]),
     ("lr", nan, ValueError, ["nan", "finite"]),

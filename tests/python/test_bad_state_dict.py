@@ -104,33 +104,36 @@ def test_state_dict(case, live):
     Picture(live).assert_same(before)
 
 
-def test_state_dict_of_adamw():
-    model = nn.Linear(4, 4, bias=False)
-    other = torch.optim.AdamW(model.parameters())
-    run(other, 1, gradients())
-    optimizer = erlangen.RowNorm(model.parameters())
-    before = Picture(optimizer)
-    raises(
-        ValueError,
-        ["param_groups[0], parameter 0", "momentum_buffer"],
-        lambda: optimizer.load_state_dict(other.state_dict()),
-    )
-    Picture(optimizer).assert_same(before)
-
-
-def test_state_dict_of_sgd():
-    """Its momentum is a sum of gradients, Muon's and ours an average."""
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (lambda p: torch.optim.SGD([p], momentum=0.9), ["SGD", "average"]),
+        (lambda p: torch.optim.SGD([p]), ["SGD"]),
+        (lambda p: torch.optim.AdamW([p]), ["Adam", "spectral", "torch.optim.Muon"]),
+        (lambda p: torch.optim.Muon([p]), ["torch.optim.Muon", "erlangen.Muon"]),
+    ],
+    ids=["momentum", "SGD", "AdamW", "Muon"],
+)
+@pytest.mark.parametrize("steps", [0, 1])
+def test_state_dict_of_another_optimizer(other, words, steps):
+    """Whose options mean something else here, whether it has a state or not."""
     p = nn.Parameter(torch.randn(4, 4))
-    other = torch.optim.SGD([p], momentum=0.9)
-    run(other, 1, gradients())
+    other = other(p)
+    run(other, steps, gradients())
     optimizer = erlangen.Equivariant([{"params": [p], "rule": "spectral"}])
     before = Picture(optimizer)
     raises(
         ValueError,
-        ["param_groups[0]", "SGD", "average"],
+        ["param_groups[0]", *words],
         lambda: optimizer.load_state_dict(other.state_dict()),
     )
     Picture(optimizer).assert_same(before)
+
+
+def test_whole_checkpoint_instead_of_the_optimizers():
+    optimizer = erlangen.RowNorm([nn.Parameter(torch.randn(4, 4))])
+    whole = {"model": {}, "optimizer": optimizer.state_dict()}
+    raises(ValueError, ["'param_groups'", "optimizer"], lambda: optimizer.load_state_dict(whole))
 
 
 def test_state_dict_of_amsgrad():

@@ -202,6 +202,8 @@ def test_bare_parameters():
     raises(ValueError, words, lambda: erlangen.Equivariant(nn.Linear(2, 2).parameters()))
     raises(ValueError, words, lambda: erlangen.Equivariant([("weight", p)]))
     raises(TypeError, ["tensor", "groups"], lambda: erlangen.Equivariant(p))
+    group = {"params": [p], "rule": "spectral"}
+    raises(TypeError, ["a dict", "list of groups"], lambda: erlangen.Equivariant(group))
 
 
 @pytest.mark.parametrize("cls", [erlangen.Equivariant, erlangen.Muon, erlangen.Hybrid])

@@ -119,7 +119,8 @@ def _undecided_message(missing: list[tuple[str, nn.Parameter, Finding]]) -> str:
     lines = [f"  {name} {list(p.shape)}: {finding.why}" for name, p, finding in missing]
     examples = []
     for name, _, finding in missing[:3]:
-        override = {"role": "dense"} | ({"layout": finding.layout} if finding.layout else {})
+        role = "lm_head" if "lm_head" in finding.why else "dense"
+        override = {"role": role} | ({"layout": finding.layout} if finding.layout else {})
         examples.append(f"    {name!r}: {override},")
     if len(missing) > 3:
         examples.append("    ...")
