@@ -75,31 +75,20 @@ struct ColumnNormOptions {
 // Whether the kernels take this combination of types and sizes.
 inline bool column_norm_supports(const ColumnNormOptions& options) {
   if (options.pairs != ColumnPairs::none && options.cols % 2 != 0) return false;
-  if (options.dtype == DType::float64) return options.momentum_dtype == DType::float64;
-  return options.momentum_dtype == DType::float32 || options.momentum_dtype == DType::bfloat16;
+  return norm_step::types_fit(options);
 }
 
 namespace column_norm {
 
+using norm_step::cautiously;
+using norm_step::lost;
+using norm_step::lr;
+using norm_step::overflowed;
+using norm_step::scalars;
+
 // Whether the momentum as stored is the direction.
 ERLANGEN_INLINE bool stores_direction(const ColumnNormOptions& options) {
   return !options.nesterov && options.momentum_dtype != DType::bfloat16;
-}
-
-// Dividing the gradient's weight divides the gradient; by a power of two, exactly.
-template <typename Compute>
-ERLANGEN_INLINE norm_step::Scalars<Compute> scalars(const ColumnNormOptions& options) {
-  auto s = norm_step::scalars<Compute>(options.momentum, options.maximize);
-  if (options.grad_scale) s.gradient_weight /= static_cast<Compute>(*options.grad_scale);
-  return s;
-}
-
-ERLANGEN_INLINE bool skips(const ColumnNormOptions& options) {
-  return options.found_inf && *options.found_inf != 0.0f;
-}
-
-ERLANGEN_INLINE double learning_rate(const ColumnNormTensor& tensor) {
-  return tensor.lr_pointer ? static_cast<double>(*tensor.lr_pointer) : tensor.lr;
 }
 
 // The first and the second column of a column's unit; equal where there are no pairs.
@@ -168,14 +157,7 @@ struct Scratch {
 // The factor from the scaled direction to the update. Asked of the sum, not of the maximum: a unit
 // of NaN is no unit of zeros.
 ERLANGEN_INLINE double update_length(const ColumnNormTensor& tensor, double squares) {
-  return squares == 0 ? 0 : learning_rate(tensor) * tensor.factor / std::sqrt(squares);
-}
-
-// What a parameter loses to cautious decay, as a share; its update is a multiple >= 0 of y.
-template <typename Compute>
-ERLANGEN_INLINE Compute decayed_share(Compute lost, Compute param, Compute y) {
-  const bool agree = (param > 0 && y > 0) || (param < 0 && y < 0);
-  return agree ? lost : Compute(0);
+  return squares == 0 ? 0 : lr(tensor) * tensor.factor / std::sqrt(squares);
 }
 
 }  // namespace column_norm

@@ -18,10 +18,38 @@ struct Scalars {
   Compute gradient_weight;  // 1 - beta; negative when maximizing
 };
 
-template <typename Compute>
-ERLANGEN_INLINE Scalars<Compute> scalars(double beta, bool maximize) {
-  const double weight = 1.0 - beta;
-  return {static_cast<Compute>(beta), static_cast<Compute>(maximize ? -weight : weight)};
+// The weight, not each gradient, is divided by the gradient's scale: to the same bits where that is
+// a power of two.
+template <typename Compute, typename Options>
+ERLANGEN_INLINE Scalars<Compute> scalars(const Options& options) {
+  const double weight = options.maximize ? options.momentum - 1.0 : 1.0 - options.momentum;
+  Scalars<Compute> s{static_cast<Compute>(options.momentum), static_cast<Compute>(weight)};
+  if (options.grad_scale) s.gradient_weight /= static_cast<Compute>(*options.grad_scale);
+  return s;
+}
+
+template <typename Options>
+ERLANGEN_INLINE bool overflowed(const Options& options) {
+  return options.found_inf && *options.found_inf != 0.0f;
+}
+
+template <typename Tensor>
+ERLANGEN_INLINE double lr(const Tensor& tensor) {
+  return tensor.lr_pointer ? static_cast<double>(*tensor.lr_pointer) : tensor.lr;
+}
+
+// What a parameter loses, 1 - decay. Near 1 a float holds decay with an error of 3e-8, much of
+// lr * weight_decay; it holds 1 - decay to full precision.
+template <typename Tensor>
+ERLANGEN_INLINE double lost(const Tensor& tensor) {
+  return lr(tensor) * tensor.weight_decay;
+}
+
+// Whether the kernels take this combination of types.
+template <typename Options>
+bool types_fit(const Options& options) {
+  if (options.dtype == DType::float64) return options.momentum_dtype == DType::float64;
+  return options.momentum_dtype == DType::float32 || options.momentum_dtype == DType::bfloat16;
 }
 
 // Both the new momentum and, applied to it once more, Nesterov's direction.
@@ -56,9 +84,7 @@ ERLANGEN_INLINE void prescale(int32_t key, double* scale) {
   std::memcpy(scale, &bits, sizeof(*scale));
 }
 
-// p - (lost * p + length * y) with lost = 1 - decay and y the prescaled direction. Near 1 a float
-// holds decay with an error of 3e-8, much of lr * weight_decay; it holds 1 - decay to full
-// precision.
+// p - (lost * p + length * y), y the prescaled direction.
 template <typename Compute>
 ERLANGEN_INLINE Compute updated(Compute param, Compute lost, Compute length, Compute y) {
   return param - (lost * param + length * y);

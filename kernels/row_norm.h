@@ -74,43 +74,23 @@ struct RowNormOptions {
   const float* grad_scale;  // where not null, the gradient is divided by *grad_scale
 };
 
-// Whether the kernels take this combination of types.
 inline bool row_norm_supports(const RowNormOptions& options) {
-  if (options.dtype == DType::float64) return options.momentum_dtype == DType::float64;
-  return options.momentum_dtype == DType::float32 || options.momentum_dtype == DType::bfloat16;
+  return norm_step::types_fit(options);
 }
 
 namespace row_norm {
 
 using norm_step::blend;
 using norm_step::cautiously;
+using norm_step::lost;
+using norm_step::lr;
 using norm_step::magnitude_key;
+using norm_step::overflowed;
 using norm_step::prescale;
+using norm_step::scalars;
 using norm_step::Scalars;
 using norm_step::updated;
 
-// The weight, not each gradient, is divided by the gradient's scale: to the same bits where that is
-// a power of two.
-template <typename Compute>
-ERLANGEN_INLINE Scalars<Compute> scalars(const RowNormOptions& options) {
-  auto s = norm_step::scalars<Compute>(options.momentum, options.maximize);
-  if (options.grad_scale) s.gradient_weight /= static_cast<Compute>(*options.grad_scale);
-  return s;
-}
-
-ERLANGEN_INLINE bool overflowed(const RowNormOptions& options) {
-  return options.found_inf && *options.found_inf != 0.0f;
-}
-
-ERLANGEN_INLINE double lr(const RowNormTensor& tensor) {
-  return tensor.lr_pointer ? static_cast<double>(*tensor.lr_pointer) : tensor.lr;
-}
-
-// What a row's parameter loses, 1 - decay. Near 1 a float holds decay with an error of 3e-8, much
-// of lr * weight_decay; it holds 1 - decay to full precision.
-ERLANGEN_INLINE double lost(const RowNormTensor& tensor) {
-  return lr(tensor) * tensor.weight_decay;
-}
 ERLANGEN_INLINE double step_size(const RowNormTensor& tensor) { return lr(tensor) * tensor.factor; }
 
 ERLANGEN_INLINE RoundingNoise rounding_noise(const RowNormTensor& tensor,

@@ -222,7 +222,7 @@ void step(erlangen::Plan& plan, const py::list& param_groups, const py::object& 
     erlangen::step(
         plan, groups,
         {grad_scale.value_or(at::Tensor()), found_inf.value_or(at::Tensor()), capturing});
-  } catch (...) {  // out of memory halfway: what has moved keeps its state
+  } catch (...) {                 // out of memory halfway: what has moved keeps its state
     const py::error_scope aside;  // a Python error, such as a dispatch mode's, stays what it is
     states.write_back();
     throw;
@@ -282,7 +282,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       py::arg("grad_scale") = std::nullopt, py::arg("found_inf") = std::nullopt,
       py::arg("capturing") = false);
   def(m, "check_group", &check_group, "Raises for a group that no step can take.");
-  def(m, "check_states", &check_states, "Raises for loaded state that does not fit its parameters.");
+  def(m, "check_states", &check_states,
+      "Raises for loaded state that does not fit its parameters.");
   def(m, "check_no_duplicates", &erlangen::check_no_duplicates);
   def(m, "explain", &explain);
   def(m, "role_names", &erlangen::role_names);
@@ -298,7 +299,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       py::arg("role"), py::arg("adjust_lr_fn") = "match_rms_adamw");
   def(m, "preset_options",
       [](const std::string& name) { return to_dict(erlangen::preset_options(name), true); });
-  def(m, "kernel_count", &erlangen::kernel_count, "Parameters stepped by fused kernels, for tests.");
+  def(m, "kernel_count", &erlangen::kernel_count,
+      "Parameters stepped by fused kernels, for tests.");
   def(m, "use_kernels", &erlangen::use_kernels,
       "Fused kernels where there are any, or the reference operations; for tests.", py::arg("use"));
 }

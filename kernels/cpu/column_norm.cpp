@@ -190,7 +190,7 @@ ERLANGEN_INLINE void update_row(Param* __restrict__ param, const Param* __restri
     }
     const Compute p = load(param[c]);
     const Compute y = x * scales[c];
-    const Compute share = kCautious ? column_norm::decayed_share(lost, p, y) : lost;
+    const Compute share = kCautious ? column_norm::cautiously(lost, p, y) : lost;
     store(norm_step::updated(p, share, lengths[c], y), &param[c]);
   }
 }
@@ -204,7 +204,7 @@ ERLANGEN_INLINE void update(const ColumnNormTensor& t, const ColumnNormOptions& 
   const Compute* scales = scratch.scales + b.matrix * o.cols;
   const Compute* lengths = scratch.lengths + b.matrix * o.cols;
   const auto s = column_norm::scalars<Compute>(o);
-  const Compute lost = static_cast<Compute>(column_norm::learning_rate(t) * t.weight_decay);
+  const Compute lost = static_cast<Compute>(column_norm::lost(t));
   for (int64_t row = b.row_begin; row < b.row_end; ++row) {
     for (int64_t col = b.col_begin; col < b.col_end; col += kStrip) {
       const int64_t cols = std::min(kStrip, b.col_end - col);
@@ -287,19 +287,19 @@ int64_t column_norm_scratch_bytes(const ColumnNormTensor& tensor,
 
 void column_norm_sum(const ColumnNormTensor& tensor, const ColumnNormOptions& options,
                      const ColumnNormBlock& block, void* scratch) {
-  if (!column_norm::skips(options)) sum_of_any_type(tensor, options, block, scratch);
+  if (!column_norm::overflowed(options)) sum_of_any_type(tensor, options, block, scratch);
 }
 
 void column_norm_lengths(const ColumnNormTensor& tensor, const ColumnNormOptions& options,
                          const ColumnNormBlock& block, void* scratch) {
-  if (column_norm::skips(options)) return;
+  if (column_norm::overflowed(options)) return;
   if (options.dtype == DType::float64) return lengths<double>(tensor, options, block, scratch);
   lengths<float>(tensor, options, block, scratch);
 }
 
 void column_norm_update(const ColumnNormTensor& tensor, const ColumnNormOptions& options,
                         const ColumnNormBlock& block, const void* scratch) {
-  if (!column_norm::skips(options)) update_of_any_type(tensor, options, block, scratch);
+  if (!column_norm::overflowed(options)) update_of_any_type(tensor, options, block, scratch);
 }
 
 }  // namespace erlangen::kernels::cpu

@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   __shared__ int32_t shared_keys[kTileWarps][kWidth][kTilePacks];
   __shared__ Compute shared_squares[kTileWarps][kWidth][kTilePacks];
 
-  if (column_norm::skips(options)) return;
+  if (column_norm::overflowed(options)) return;
   const auto s = column_norm::scalars<Compute>(options);
   const int64_t chunks = chunks_of(options);
   const int64_t matrices = matrices_in(table);
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(kLengthCols* kLengthWarps, 1)
   __shared__ int32_t shared_keys[kLengthWarps][kLengthCols];
   __shared__ Compute shared_squares[kLengthWarps][kLengthCols];
 
-  if (column_norm::skips(options)) return;
+  if (column_norm::overflowed(options)) return;
   const int64_t chunks = chunks_of(options);
   const int64_t matrices = matrices_in(table);
   const auto scratch = column_norm::Scratch<Compute>::in(memory, matrices, chunks, options.cols);
@@ -243,7 +243,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   using Compute = typename ComputeType<Param>::type;
   constexpr int kBatch = kRowsAhead<Compute, kWidth>;
 
-  if (column_norm::skips(options)) return;
+  if (column_norm::overflowed(options)) return;
   const auto s = column_norm::scalars<Compute>(options);
   const int64_t chunks = chunks_of(options);
   const int64_t matrices = matrices_in(table);
@@ -260,8 +260,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (col >= options.cols) continue;
     const Strip<Param, Momentum> strip(
         shared, options, matrix_in_tensor(table, tensor, tile.matrix), tile.chunk, col);
-    const Compute lost =
-        static_cast<Compute>(column_norm::learning_rate(shared) * shared.weight_decay);
+    const Compute lost = static_cast<Compute>(column_norm::lost(shared));
     Compute scales[kWidth];
     Compute lengths[kWidth];
 #pragma unroll
@@ -301,7 +300,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         for (int i = 0; i < kWidth; ++i) {
           const Compute y = x[i] * scales[i];
           const Compute old = load(p[b].values[i]);
-          const Compute share = options.cautious ? column_norm::decayed_share(lost, old, y) : lost;
+          const Compute share = options.cautious ? column_norm::cautiously(lost, old, y) : lost;
           store(norm_step::updated(old, share, lengths[i], y), &p[b].values[i]);
         }
         store_pack(p[b], strip.param + r * strip.param_stride);

@@ -232,8 +232,9 @@ TEST(Routing, BadOverrides) {
   nn::Module nested;
   nested.register_module("head", model);
   expect_raises<c10::ValueError>(
-      {"\"head\" matches no parameter", "did you mean \"head.weight\"", "lm_head"},
-      [&] { param_groups(nested, {{"head", EquivariantOptions().role("lm_head")}}); });
+      {"\"head\" matches no parameter", "did you mean \"head.weight\"", "lm_head"}, [&] {
+        param_groups(nested, {{"head", EquivariantOptions().role("lm_head")}});
+      });
   expect_raises<c10::ValueError>({"head", "lm_head", "embedding"}, [&] {
     param_groups(*model, {{"weight", EquivariantOptions().role("head")}});
   });

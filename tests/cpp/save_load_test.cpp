@@ -227,7 +227,9 @@ const std::vector<Spoiled> kSpoiled = {
      {"parameter 0", "step is nan", ">= 0"},
      "adamw"},
     {"integer_momentum",
-     state([](auto& s) { s.momentum_buffer(torch::ones({4, 6}, at::kLong)); }),
+     state([](auto& s) {
+       s.momentum_buffer(torch::ones({4, 6}, at::kLong));
+     }),
      {"parameter 0", "momentum_buffer", "floating point"}},
     {"another_rule",
      options([](auto& o) { o.rule("adamw"); }),

@@ -129,7 +129,11 @@ LAYOUTS = [
 
 
 LAYOUT_STEPS = [
-    *({"pairs": order, "dim": dim} for order in ("concatenated", "interleaved") for dim in (-2, -1)),
+    *(
+        {"pairs": order, "dim": dim}
+        for order in ("concatenated", "interleaved")
+        for dim in (-2, -1)
+    ),
     *({"heads": n, "dim": dim} for n in (2, 4) for dim in (-2, -1)),
     {"sections": [2, 6], "dim": -2},
     {"sections": [2, 4], "dim": -1},
