@@ -112,11 +112,14 @@ class Equivariant(Optimizer):
         params = list(params)
         if not params:
             raise ValueError(f"{type(self).__name__} was given an empty parameter list")
-        if not defaults["rule"] and not isinstance(params[0], dict):
+        groups = [group for group in params if isinstance(group, dict)]
+        if not defaults["rule"] and not any(group.get("rule") for group in groups):
+            what = "groups" if groups else "bare parameters"
             raise ValueError(
-                f"{type(self).__name__} was given bare parameters, which have no rule; allowed: a "
-                "model, erlangen.param_groups(model), groups with a rule, or a preset such as "
-                "erlangen.Muon"
+                f"{type(self).__name__} was given {what}, which have no rule; allowed: a model, "
+                "erlangen.param_groups(model), groups with a rule (spectral, row_norm, adamw, ...),"
+                " or a preset such as erlangen.Muon; for transformers' Trainer, which makes groups "
+                "of its own, erlangen.integrations.TrainerFactory"
             )
         self._plan = _C.Plan()
         super().__init__(params, defaults)
