@@ -8,7 +8,7 @@ from torch import nn
 from .optimizer import Equivariant
 from .routing import param_groups
 
-__all__ = ["TrainerFactory"]
+__all__ = ["TrainerFactory", "zero_redundancy"]
 
 
 class TrainerFactory:
@@ -45,3 +45,29 @@ class TrainerFactory:
             )
         scale = {k: v for k, v in options.items() if k == "adjust_lr_fn"}
         return Equivariant(param_groups(model, overrides, **scale), **options)
+
+
+class _Part(Equivariant):
+    """One process's part of an optimizer, which may have nothing of a group."""
+
+    _takes_empty_groups = True
+
+
+def zero_redundancy(groups: list[dict], **options: Any):
+    """Equivariant as torch's ZeroRedundancyOptimizer (ZeRO stage 1), for DistributedDataParallel.
+
+    Every process holds whole parameters, as the rules need them, and the state of some of them.
+    The process group must exist.
+
+    Args:
+        groups: from :func:`erlangen.param_groups`, or as for :class:`erlangen.Equivariant`.
+        options: of :class:`erlangen.Equivariant`, or of ZeroRedundancyOptimizer.
+
+    Returns:
+        torch.distributed.optim.ZeroRedundancyOptimizer. It knows parameters by their place: its
+        groups have no names.
+    """
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # not in every build of torch
+
+    groups = [{k: v for k, v in group.items() if k != "param_names"} for group in groups]
+    return ZeroRedundancyOptimizer(groups, optimizer_class=_Part, **options)

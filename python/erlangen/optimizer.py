@@ -92,6 +92,8 @@ class Equivariant(Optimizer):
             take, naming it and what is allowed, before anything has changed.
     """
 
+    _takes_empty_groups = False
+
     def __init__(self, params, lr=_LR, weight_decay=_WEIGHT_DECAY, **options: Any):
         _refuse_unknown(options, _OPTIONS, type(self).__name__)
         defaults = {**_OPTIONS, **options, "lr": lr, "weight_decay": weight_decay}
@@ -162,7 +164,7 @@ class Equivariant(Optimizer):
         group = self._translated(param_group)
         group["params"] = _as_list(param_group["params"], where)
         tensors = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
-        if not tensors:
+        if not tensors and not self._takes_empty_groups:
             raise ValueError(f"{where} has no parameters; allowed: at least one")
         if all(isinstance(p, torch.Tensor) for p in tensors):  # else torch says so below
             _C.check_no_duplicates([g["params"] for g in self.param_groups] + [tensors])
@@ -175,7 +177,7 @@ class Equivariant(Optimizer):
 
     def _with_names(self, group: dict) -> dict:
         """The group with names, if the others have some: torch wants all groups with or without."""
-        named = "param_names" in group or isinstance(group["params"][0], tuple)
+        named = "param_names" in group or isinstance(next(iter(group["params"]), None), tuple)
         if not named and self.param_groups and "param_names" in self.param_groups[0]:
             index = len(self.param_groups)
             group["param_names"] = [f"group {index} [{i}]" for i in range(len(group["params"]))]

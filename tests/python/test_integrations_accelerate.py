@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from integration_helpers import Text, language_model
+from rule_helpers import one_thread  # noqa: F401
 from state_helpers import Picture, params_of
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import StepLR

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from integration_helpers import Text, language_model
+from rule_helpers import one_thread  # noqa: F401
 from state_helpers import Picture, params_of, same_bits, values
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict

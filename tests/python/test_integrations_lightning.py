@@ -9,6 +9,7 @@ import torch
 from integration_helpers import Text, language_model
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
+from rule_helpers import one_thread  # noqa: F401
 from state_helpers import Picture
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import StepLR

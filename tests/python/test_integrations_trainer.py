@@ -5,6 +5,7 @@ import pytest
 import torch
 from erlangen.integrations import TrainerFactory
 from integration_helpers import Text, language_model
+from rule_helpers import one_thread  # noqa: F401
 from state_helpers import Picture, raises, same_bits
 from torch.optim.lr_scheduler import StepLR
 from transformers import Trainer, TrainingArguments
