@@ -126,6 +126,9 @@ class Equivariant(Optimizer):
         self._plan = _C.Plan()
         super().__init__(params, defaults)
 
+    # The step is compiled already: torch.compile runs it as it is, between two graphs. As torch's own
+    # optimizers do, by what loads the compiler when it is used, not on import.
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None):
         """Updates every parameter that has a gradient; returns the closure's loss, if any."""
