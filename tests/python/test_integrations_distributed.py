@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from rule_helpers import one_thread  # noqa: F401  (as the processes: torch adds up otherwise with more)
-from state_helpers import Picture, model_of, optimizer_of, params_of, raises, same_bits, values
+from state_helpers import Picture, model_of, params_of, raises, same_bits, values
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel

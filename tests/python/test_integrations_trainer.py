@@ -98,9 +98,10 @@ def test_factory_takes_overrides_and_options(tmp_path):
     by_hand = erlangen.param_groups(
         trainer.model, kwargs["overrides"], adjust_lr_fn=kwargs["adjust_lr_fn"]
     )
-    assert optimizer.explain() == erlangen.Equivariant(
-        by_hand, lr=0.01, adjust_lr_fn="original", momentum=0.8
-    ).explain()
+    assert (
+        optimizer.explain()
+        == erlangen.Equivariant(by_hand, lr=0.01, adjust_lr_fn="original", momentum=0.8).explain()
+    )
     head = next(g for g in optimizer.param_groups if g["role"] == "lm_head")
     assert (head["rule"], head["momentum"], head["lr"]) == ("hybrid", 0.8, 0.01)
     assert kwargs.keys() == {"lr", "overrides", "adjust_lr_fn", "momentum"}
