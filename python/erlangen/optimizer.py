@@ -126,8 +126,8 @@ class Equivariant(Optimizer):
         self._plan = _C.Plan()
         super().__init__(params, defaults)
 
-    # The step is compiled already: torch.compile runs it as it is, between two graphs. As torch's own
-    # optimizers do, by what loads the compiler when it is used, not on import.
+    # torch.compile runs it as it is, between two graphs: it is compiled already. Decorated as torch
+    # decorates Optimizer's methods, since torch.compiler.disable loads the compiler on import.
     @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None):

@@ -1,4 +1,4 @@
-"""Accelerate: prepare, gradient accumulation, clipping, schedulers, mixed precision, checkpoints."""
+"""Accelerate: prepare, accumulation, clipping, schedulers, mixed precision, checkpoints."""
 
 import math
 

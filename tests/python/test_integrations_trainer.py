@@ -1,4 +1,4 @@
-"""transformers' Trainer: both ways to give it an optimizer, and a run taken up from a checkpoint."""
+"""transformers' Trainer: both ways to give it an optimizer, and runs resumed from a checkpoint."""
 
 import erlangen
 import pytest
