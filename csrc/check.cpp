@@ -243,7 +243,7 @@ void check_state_complete(const EquivariantParamState& state, const at::Tensor& 
   if (adamw) check("exp_avg", state.exp_avg());
   if (adamw) check("exp_avg_sq", state.exp_avg_sq());
   if (counts_steps(options, param)) check("step", state.step());
-  if (!state.step().defined()) return;
+  if (!state.step().defined() || state.step().is_meta()) return;
   const double step = state.step().item().toDouble();
   TORCH_CHECK_VALUE(std::isfinite(step) && step >= 0.0, where(), ": the loaded state's step is ",
                     step, "; allowed: finite numbers >= 0");
@@ -263,7 +263,8 @@ void check_no_duplicates(const std::vector<std::vector<at::Tensor>>& params_of_g
           seen.emplace(params_of_groups[g][p].unsafeGetTensorImpl(), std::pair(g, p));
       TORCH_CHECK_VALUE(fresh, "param_groups[", g, "], parameter ", p,
                         " is the same tensor as param_groups[", first->second.first,
-                        "], parameter ", first->second.second, "; allowed: each parameter once");
+                        "], parameter ", first->second.second,
+                        "; allowed: each parameter once (tied weights are one)");
     }
   }
 }

@@ -9,7 +9,7 @@ from ._version_check import check as _check_versions
 
 _check_versions(_build.INFO)  # before _C, which another torch could not load
 
-from . import functional  # noqa: E402
+from . import functional, integrations  # noqa: E402
 from .optimizer import (  # noqa: E402
     Equivariant,
     Hybrid,
@@ -35,5 +35,6 @@ __all__ = [
     "RowNorm",
     "cmake_prefix_path",
     "functional",
+    "integrations",
     "param_groups",
 ]

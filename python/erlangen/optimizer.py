@@ -91,9 +91,9 @@ class Equivariant(Optimizer):
             ``ns_coefficients`` ("polar_express", "jordan", "you", "deepseek_v4", "cubic", one
             triple, or a list of them), ``ns_steps`` (None), ``ns_method`` ("auto", "standard",
             "gram", "exact"), ``ns_dtype`` ("auto", "float32", "bfloat16", "float16"),
-            ``ns_eps`` (0.0), ``betas`` ((0.9, 0.95)) and ``eps`` (1e-8) of adamw, ``state_dtype`` ("auto", "bfloat16"),
-            ``stochastic_rounding`` (False), ``seed`` (0), ``maximize`` (False), ``capturable``
-            (False). The header erlangen/options.h says what each does.
+            ``ns_eps`` (0.0), ``betas`` ((0.9, 0.95)) and ``eps`` (1e-8) of adamw, ``state_dtype``
+            ("auto", "bfloat16"), ``stochastic_rounding`` (False), ``seed`` (0), ``maximize``
+            (False), ``capturable`` (False). The header erlangen/options.h says what each does.
 
     With ``capturable=True`` step() can be captured in a CUDA graph. Take the first step, which
     creates the state, before the capture. Replays see new values of ``lr`` and ``weight_decay``
@@ -133,15 +133,21 @@ class Equivariant(Optimizer):
                 f"{type(self).__name__} was given an empty parameter list (as is an iterator that "
                 "something else has used up)"
             )
-        if not defaults["rule"] and not isinstance(params[0], dict):
+        groups = [group for group in params if isinstance(group, dict)]
+        if not defaults["rule"] and not any(group.get("rule") for group in groups):
+            what = "groups" if groups else "bare parameters"
             raise ValueError(
-                f"{type(self).__name__} was given bare parameters, which have no rule; allowed: a "
-                "model, erlangen.param_groups(model), groups with a rule, or a preset such as "
-                "erlangen.Muon"
+                f"{type(self).__name__} was given {what}, which have no rule; allowed: a model, "
+                "erlangen.param_groups(model), groups with a rule (spectral, row_norm, adamw, ...),"
+                " or a preset such as erlangen.Muon; for transformers' Trainer, which makes groups "
+                "of its own, erlangen.integrations.TrainerFactory"
             )
         self._plan = _C.Plan()
         super().__init__(params, defaults)
 
+    # torch.compile runs it as it is, between two graphs: it is compiled already. Decorated as torch
+    # decorates Optimizer's methods, since torch.compiler.disable loads the compiler on import.
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None):
         """Updates every parameter that has a gradient; returns the closure's loss, if any."""
@@ -193,7 +199,7 @@ class Equivariant(Optimizer):
 
     def _with_names(self, group: dict) -> dict:
         """The group with names, if the others have some: torch wants all groups with or without."""
-        named = "param_names" in group or isinstance(group["params"][0], tuple)
+        named = "param_names" in group or isinstance(next(iter(group["params"]), None), tuple)
         if not named and self.param_groups and "param_names" in self.param_groups[0]:
             index = len(self.param_groups)
             group["param_names"] = [f"group {index} [{i}]" for i in range(len(group["params"]))]

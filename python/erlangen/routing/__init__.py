@@ -110,8 +110,7 @@ def _refuse_shards(parameters: dict[str, nn.Parameter]) -> None:
             kind = "FSDP1" if is_fsdp1 else "ZeRO-3" if is_zero3 else "FSDP1, ZeRO-3"
             raise ValueError(
                 f"{name}: a flattened shard ({kind}) of shape {list(p.shape)}; its matrix is gone "
-                "and with it what the rules work on. Use DDP or ZeRO-1, which keep it, and make "
-                "the groups before wrapping"
+                "and with it what the rules work on. Use DDP, which keeps it"
             )
 
 
