@@ -84,14 +84,22 @@ def cmake_build(request, torch_dir) -> Path:
     return build
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item):
+def needing_a_gpu(report):
     """The only reason to skip is a missing GPU: whatever else is missing is a failure."""
-    report = yield
     if report.skipped and "CUDA device" not in str(report.longrepr):
         report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} was skipped, but for no missing GPU: {report.longrepr}"
+        report.longrepr = f"{report.nodeid} was skipped, but for no missing GPU: {report.longrepr}"
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    return needing_a_gpu((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    return needing_a_gpu((yield))
 
 
 def pytest_terminal_summary(terminalreporter, config):

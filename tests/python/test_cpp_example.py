@@ -33,14 +33,14 @@ def texts(tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def from_package(tmp_path_factory) -> Path:
-    """Built with the very commands of the program's head, in the environment as it is."""
+def from_package(tmp_path_factory, without_nvcc) -> Path:  # noqa: F811
+    """Built against the package with the very commands of the program's head."""
     directory = tmp_path_factory.mktemp("cpp_example")
     (directory / "examples").symlink_to(ROOT / "examples")
     head = (ROOT / "examples/cpp/train_lm.cpp").read_text().partition("#include")[0]
     commands = re.findall(r"^//   ((?:prefix=|cmake ).*)$", head, re.M)
     assert len(commands) == 3
-    CMake().run("bash", "-e", "-c", "\n".join(commands), cwd=directory)
+    CMake(without_nvcc).run("bash", "-e", "-c", "\n".join(commands), cwd=directory)
     return directory / "build/train_lm/train_lm"
 
 

@@ -203,10 +203,11 @@ def test_a_tiny_run_on_the_default_text(tmp_path, monkeypatch):
     texts = []
     prepare = text_data.prepare
     monkeypatch.setattr(text_data, "prepare", lambda d, size: texts.append(d) or prepare(d, size))
-    results = train_lm.main([*TINY, "--optimizer", "adamw", "--out", "out"])
+    results = train_lm.main([*TINY, "--out", "out"])
     assert texts == [[(tmp_path / "lib" / name).read_text() for name in sorted(modules)]]
-    metrics = results["qwen3"]["adamw"]
-    assert metrics[-1]["val_loss"] < metrics[0]["val_loss"]
+    assert list(results["qwen3"]) == ["equivariant", "adamw"]
+    for metrics in results["qwen3"].values():
+        assert metrics[-1]["val_loss"] < metrics[0]["val_loss"]
 
 
 def test_the_tokenizer_keeps_every_byte_and_is_cached(monkeypatch):
