@@ -4,7 +4,9 @@
 // 64 or 128 rows. X is too large for that: its columns come through a ring of stages (cp.async), in
 // one pass a segment. A pass takes a stage of X, makes Q X of it in place, sends that back to where
 // it came from, and adds its share to the next segment's R. So X is read once more than there are
-// segments, and written once a segment; it lies in L2 meanwhile.
+// segments, and written once a segment; it lies in L2 meanwhile. Where the device has the memory,
+// and there are no more matrices than multiprocessors, so that a block has one to itself, the ring
+// is as long as X: then X is read once and written once. The bits are the same.
 //
 // Rounded to half precision, once each: R, Z, R Z + a R, (Z + a I) R (Z + a I), Q, and X after each
 // segment; sums are in float32. Z + a I is rounded after Z where both are needed, else at once. All
@@ -32,8 +34,8 @@ constexpr int kThreads = kWarps * kWarp;
 constexpr int kChunk = 8;   // elements in 16 bytes
 constexpr int kDepth = 16;  // of a tensor-core instruction
 
-// kRows: what k is padded to; kCols: columns of X in a stage. Consumer GPUs have 99 KiB for a
-// block, and the same bytes serve every device.
+// kRows: what k is padded to; kCols: columns of X in a stage; kStages: how many there are at least.
+// Consumer GPUs have 99 KiB for a block; others take kBlocksOnSM of them.
 template <int kRows_, int kCols_, int kStages_, int kBlocksOnSM_>
 struct Shape {
   static constexpr int kRows = kRows_, kCols = kCols_, kStages = kStages_;
@@ -46,10 +48,12 @@ struct Shape {
   static constexpr int kSquareM = kRows / 2 / 16, kSquareN = 4;  // instructions of a warp
   // A stage of Q X is cut into 32 x 32.
   static constexpr int kStageAcross = kCols / 32;
-  static constexpr size_t kSharedBytes =
-      2 * (2 * kSquare + kStages * kStage) + 4 * (kGroups - 1) * kSquare;
+  static constexpr size_t shared_bytes(int64_t stages) {
+    return 2 * (2 * kSquare + stages * kStage) + 4 * (kGroups - 1) * kSquare;
+  }
   static_assert(kRows / 32 * kStageAcross == kWarps && kGroups <= 2, "all warps at work");
-  static_assert(kSharedBytes <= 99 * 1024, "consumer GPUs have no more");
+  static_assert(2 * (2 * kSquare + kStages * kStage) + 4 * (kGroups - 1) * kSquare <= 99 * 1024,
+                "consumer GPUs have no more");
 };
 using Rows64 = Shape<64, 128, 3, 2>;
 using Rows128 = Shape<128, 64, 2, 1>;
@@ -178,17 +182,24 @@ __device__ __forceinline__ void square(const Square<T>& p, int k, float* other) 
   finish_square<S>(sums, p.alpha, p.beta, p.diagonal, p.c, p.d, other);
 }
 
+template <typename S>
+__host__ __device__ int64_t stages_of(const PolarIteration& p) {
+  return (p.l + S::kCols - 1) / S::kCols;
+}
+
 template <typename S, typename T>
 __global__ void __launch_bounds__(kThreads, S::kBlocksOnSM)
-    polar_iteration_kernel(const __grid_constant__ PolarIteration p) {
+    polar_iteration_kernel(const __grid_constant__ PolarIteration p, int ring_length) {
   T* const r = static_cast<T*>(dynamic_shared());
   T* const q = r + S::kSquare;
-  T* const ring = q + S::kSquare;
-  float* const other = reinterpret_cast<float*>(ring + S::kStages * S::kStage);
+  float* const other = reinterpret_cast<float*>(q + S::kSquare);
+  T* const ring = reinterpret_cast<T*>(other + (S::kGroups - 1) * S::kSquare);
   T* const x = static_cast<T*>(p.x) + static_cast<int64_t>(blockIdx.x) * p.matrix;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int k = static_cast<int>(p.k);
-  const int64_t stages = (p.l + S::kCols - 1) / S::kCols;
+  const int64_t stages = stages_of<S>(p);
+  const bool resident = stages <= ring_length;  // X stays in shared memory
+  bool first = true, last = false;              // of the passes
 
   // f(row, chunk's column in the stage, chunk's elements within X) for this thread's chunks.
   const auto each_chunk = [&](int64_t stage, auto&& f) {
@@ -202,12 +213,12 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksOnSM)
     }
   };
   const auto place_of = [&](int64_t stage) {
-    return ring + static_cast<int>(stage % S::kStages) * S::kStage;
+    return ring + static_cast<int>(stage % ring_length) * S::kStage;
   };
   // One group of copies a stage, empty ones past the end, so that "all but the latest kStages - 2
   // groups" always means the stage that is wanted.
   const auto fetch_stage = [&](int64_t stage) {
-    if (stage < stages) {
+    if (stage < stages && (first || !resident)) {
       T* const to = place_of(stage);
       each_chunk(stage, [&](int row, int col, int count) {
         const T* const from = x + row * p.row + stage * S::kCols + col;
@@ -220,7 +231,7 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksOnSM)
 #pragma unroll
     for (int stage = 0; stage < S::kStages - 1; ++stage) fetch_stage(stage);
   };
-  // X <- Q X in a stage and in global memory.
+  // X <- Q X in a stage, and in global memory unless the next pass finds it here.
   const auto apply = [&](int64_t stage) {
     T* const data = place_of(stage);
     const int row0 = warp / S::kStageAcross * 32, col0 = warp % S::kStageAcross * 32;
@@ -232,19 +243,24 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksOnSM)
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          store(sums[m][n][i], &data[place<S::kCols>(row0 + m * 16 + lane / 4 + i / 2 * 8,
-                                                     col0 + n * 8 + lane % 4 * 2 + i % 2)]);
+        for (int i = 0; i < 4; i += 2) {
+          Pack<T, 2> pair;
+          store(sums[m][n][i], &pair.values[0]);
+          store(sums[m][n][i + 1], &pair.values[1]);
+          store_pack(pair, data + place<S::kCols>(row0 + m * 16 + lane / 4 + i * 4,
+                                                  col0 + n * 8 + lane % 4 * 2));
         }
       }
     }
     __syncthreads();
+    if (resident && !last) return;
     each_chunk(stage, [&](int row, int col, int count) {
       const T* const from = data + place<S::kCols>(row, col);
       T* const to = x + row * p.row + stage * S::kCols + col;
       if (count == kChunk) {
         *reinterpret_cast<int4*>(to) = *reinterpret_cast<const int4*>(from);
       } else {
+#pragma unroll 1
         for (int i = 0; i < count; ++i) to[i] = from[i];
       }
     });
@@ -252,7 +268,7 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksOnSM)
 
   fetch_first_stages();
   for (int step = 0;;) {
-    const bool last = step == p.steps;
+    last = step == p.steps;
     const SquareTile<S> tile;
     Sums<S> sums = {};
     for (int64_t stage = 0; stage < stages; ++stage) {
@@ -260,7 +276,7 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksOnSM)
       __syncthreads();
       // Into the place of the stage that all threads have left.
       fetch_stage(stage + S::kStages - 1);
-      if (step > 0) apply(stage);
+      if (!first) apply(stage);
       if (last) continue;
       const T* const data = place_of(stage);
       constexpr int kShare = S::kCols / S::kGroups;
@@ -272,6 +288,7 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksOnSM)
     }
     if (last) return;
     finish_square<S>(sums, 1.0f, 0.0f, 0.0f, r, r, other);
+    first = false;
     fetch_first_stages();  // of the next pass; after the barriers just now, X is written
     const bool two = p.period == 2 && step + 1 < p.steps;
     // One loop, so that its body, which is long, is there once.
@@ -294,13 +311,27 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksOnSM)
   }
 }
 
-template <typename T>
+template <typename S, typename T>
 cudaError_t launch_iteration(const PolarIteration& p, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(p.batch);
-  return p.k <= Rows64::kRows ? launch(blocks, kThreads, Rows64::kSharedBytes, stream,
-                                       polar_iteration_kernel<Rows64, T>, p)
-                              : launch(blocks, kThreads, Rows128::kSharedBytes, stream,
-                                       polar_iteration_kernel<Rows128, T>, p);
+  int device = 0, sms = 0, most_bytes = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
+  error = cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
+  const int64_t stages = stages_of<S>(p);
+  const bool resident = stages > S::kStages && p.batch <= sms &&
+                        S::shared_bytes(stages) <= static_cast<size_t>(most_bytes);
+  const int ring = resident ? static_cast<int>(stages) : S::kStages;
+  return launch(static_cast<unsigned>(p.batch), kThreads, S::shared_bytes(ring), stream,
+                polar_iteration_kernel<S, T>, p, ring);
+}
+
+template <typename T>
+cudaError_t launch_by_size(const PolarIteration& p, cudaStream_t stream) {
+  return p.k <= Rows64::kRows ? launch_iteration<Rows64, T>(p, stream)
+                              : launch_iteration<Rows128, T>(p, stream);
 }
 
 }  // namespace
@@ -310,8 +341,8 @@ cudaError_t polar_iteration(const PolarIteration& iteration, cudaStream_t stream
   if (iteration.batch == 0 || iteration.k == 0 || iteration.l == 0 || iteration.steps == 0) {
     return cudaSuccess;
   }
-  return iteration.dtype == DType::float16 ? launch_iteration<__half>(iteration, stream)
-                                           : launch_iteration<__nv_bfloat16>(iteration, stream);
+  return iteration.dtype == DType::float16 ? launch_by_size<__half>(iteration, stream)
+                                           : launch_by_size<__nv_bfloat16>(iteration, stream);
 }
 
 }  // namespace erlangen::kernels::cuda
