@@ -14,8 +14,9 @@
 // multiplied all the same: of the time of 64 x 1024 the squares are a seventh, and a triangle of so
 // few tiles does not divide evenly among the warps.
 //
-// Segments of one step and of two suffice: half precision starts again after two. Sums run in the
-// order of the columns, whatever the batch and the device.
+// Segments of one step and of two suffice: half precision starts again after two. The standard form
+// is segments of one step; that it rounds Z + a I, not Z, costs X as much as X's own rounding. Sums
+// run in the order of the columns, whatever the batch and the device.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
