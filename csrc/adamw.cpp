@@ -32,7 +32,7 @@ bool is_fused(const std::vector<StepGroup>& groups, const ParamIndex& index) {
   const at::Tensor& param = param_of(groups, index);
   const EquivariantParamState& state = state_of(groups, index);
   return options.decay() == "decoupled" && options.support() == "all" &&
-         !options.stochastic_rounding() && fits_fused_kernel(options.lr_scale()) &&
+         !rounds_stochastically(options, param) && fits_fused_kernel(options.lr_scale()) &&
          !scalars_of(groups, index).weight_decay.defined() &&
          same_memory_order(param, param.grad()) && same_memory_order(param, state.exp_avg()) &&
          same_memory_order(param, state.exp_avg_sq());

@@ -3,6 +3,7 @@
 #include "ivalue.h"
 #include "layout.h"
 #include "polar.h"
+#include "step_parts.h"
 
 #include <ATen/MemoryOverlap.h>
 #include <c10/util/Exception.h>
@@ -241,8 +242,7 @@ void check_state_complete(const EquivariantParamState& state, const at::Tensor& 
   if (!adamw) check("momentum_buffer", state.momentum_buffer());
   if (adamw) check("exp_avg", state.exp_avg());
   if (adamw) check("exp_avg_sq", state.exp_avg_sq());
-  const bool rounds = options.stochastic_rounding() && param.scalar_type() == at::kBFloat16;
-  if (adamw || rounds) check("step", state.step());
+  if (counts_steps(options, param)) check("step", state.step());
   if (!state.step().defined()) return;
   const double step = state.step().item().toDouble();
   TORCH_CHECK_VALUE(std::isfinite(step) && step >= 0.0, where(), ": the loaded state's step is ",

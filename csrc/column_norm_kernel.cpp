@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/column_norm.h"
 #include "row_norm_kernel.h"
+#include "step_parts.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -130,8 +131,7 @@ std::vector<Job> jobs_of(const Bucket& bucket, const MatrixParam& member, const 
   const at::Tensor& momentum = group.states[member.index.param]->momentum_buffer();
   const StepScalars& scalars = group.scalars(bucket.device);
   if (grad.scalar_type() != param.scalar_type() || o.support() == "gradient" ||
-      scalars.weight_decay.defined() ||
-      (o.stochastic_rounding() && param.scalar_type() == at::kBFloat16)) {
+      scalars.weight_decay.defined() || rounds_stochastically(o, param)) {
     return {};
   }
   const bool units_are_rows = bucket.rule.rule == "row_norm";

@@ -104,7 +104,8 @@ class Steps {
   }
 
   std::vector<MatrixView> sections(MatrixView& view, const LayoutStep& step) const {
-    const Dims& dims = side(view, step);
+    Dims& dims = side(view, step);
+    if (dims.empty()) dims.push_back({1, 0});  // an earlier step has taken all of them
     const int64_t size = numel(dims);
     const int64_t inner = size / dims.front().size;  // what one index of the outermost covers
     int64_t begin = 0;

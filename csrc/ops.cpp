@@ -74,5 +74,13 @@ void implement(torch::Library& m) {
 TORCH_LIBRARY_IMPL(erlangen, CompositeExplicitAutograd, m) { implement(m); }
 TORCH_LIBRARY_IMPL(erlangen, Meta, m) { implement(m); }
 
+// Their results are no part of autograd's graph, whatever x is.
+TORCH_LIBRARY_IMPL(erlangen, Autograd, m) {
+  for (const char* name : {"center", "row_norm", "column_norm", "spectral", "right_spectral",
+                           "left_spectral", "hybrid"}) {
+    m.impl(name, torch::CppFunction::makeFallthrough());
+  }
+}
+
 }  // namespace
 }  // namespace erlangen

@@ -129,7 +129,7 @@ void apply_update(const at::Tensor& param, const at::Tensor& update, const at::T
   }
   at::Tensor next = p - change;
   if (rows.defined()) next = at::where(rows, next, p);
-  if (args.stochastic_rounding && param.scalar_type() == at::kBFloat16) {
+  if (args.stochastic_rounding) {
     next = stochastic_round(next, args);
   }
   param.copy_(next);

@@ -54,6 +54,8 @@ bool append_strided(const Dim& dim, int64_t offset, const at::Tensor& tensor, Di
       if (step % unit != 0 || size % taken != 0 || first + (taken - 1) * stride >= extent) {
         return false;
       }
+      // What goes on in the next dimension must have gone through the whole of this one.
+      if (taken < size && taken * stride != extent) return false;
       result->push_back({taken, stride * tensor.stride(k)});
       size /= taken;
       step *= taken;
@@ -186,6 +188,12 @@ void* element(const at::Tensor& tensor, int64_t offset) {
   return static_cast<char*>(tensor.data_ptr()) + offset * tensor.element_size();
 }
 
+// Whether logical rows are those of the tensor as it is stored.
+bool has_rows_of(const at::Tensor& tensor, const MatrixView& view) {
+  const int64_t cols = tensor.size(-1);
+  return merged(view.cols) == merged({{cols, 1}}) && view.offset % cols == 0;
+}
+
 std::optional<Job> job_of(const Bucket& bucket, const MatrixParam& member, const MatrixView& view,
                           const StepGroup& group) {
   const EquivariantOptions& o = group.options;
@@ -194,10 +202,9 @@ std::optional<Job> job_of(const Bucket& bucket, const MatrixParam& member, const
   const EquivariantParamState& state = *group.states[member.index.param];
   const at::Tensor& momentum = state.momentum_buffer();
   const StepScalars& scalars = group.scalars(bucket.device);
-  const bool rounds = o.stochastic_rounding() && param.scalar_type() == at::kBFloat16;
+  const bool rounds = rounds_stochastically(o, param);
   const int64_t cols = view.n();
-  // Rows without gradient are those of the parameter, not logical ones.
-  if (o.support() == "gradient" && cols != param.size(-1)) return {};
+  if (o.support() == "gradient" && !has_rows_of(param, view)) return {};
   if (grad.scalar_type() != param.scalar_type() || scalars.weight_decay.defined()) return {};
   std::vector<MatrixView> views;
   for (const at::Tensor* tensor : {&param, &grad, &momentum}) {
@@ -363,7 +370,7 @@ bool row_norm_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& gr
   for (const MatrixParam& member : bucket.members) {
     const StepGroup& group = groups[member.index.group];
     const EquivariantParamState& state = *group.states[member.index.param];
-    if (group.options.stochastic_rounding()) {
+    if (counts_steps(group.options, group.params[member.index.param])) {
       count_step({state.step()}, group.scalars(bucket.device));
     }
     // The kernel writes behind autograd's back.

@@ -6,6 +6,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/util/Exception.h>
 
@@ -39,6 +40,7 @@ at::Tensor apply_rule(const at::Tensor& x, const RuleOptions& options) {
                     "; allowed: [..., m, n]");
   check_polar_options(options.polar, options.rule);
   check_alpha(options.alpha, options.rule);
+  const at::NoGradGuard no_grad;
   if (x.is_meta() || x.numel() == 0) {
     return at::empty_like(x, x.options(), at::MemoryFormat::Contiguous);
   }
@@ -98,6 +100,7 @@ at::Tensor center(const at::Tensor& x) {
   TORCH_CHECK_TYPE(at::isFloatingType(x.scalar_type()), "center: x has dtype ", x.scalar_type(),
                    "; allowed: floating point");
   TORCH_CHECK_VALUE(x.dim() >= 2, "center: x has shape ", x.sizes(), "; allowed: [..., m, n]");
+  const at::NoGradGuard no_grad;
   if (x.is_meta()) return at::empty_like(x, x.options(), at::MemoryFormat::Contiguous);
   return reference::center(x.to(compute_dtype(x))).to(x.scalar_type()).contiguous();
 }

@@ -113,15 +113,10 @@ void step_bucket(const Bucket& bucket, const std::vector<StepGroup>& groups) {
     const EquivariantOptions& options = options_of(groups, index);
     EquivariantParamState& state = state_of(groups, index);
     if (bucket.polar_first) updates[i] = average(options, updates[i], state) * factors[i];
-    if (options.stochastic_rounding()) count_step({state.step()}, scalars(bucket.members[i]));
+    if (counts_steps(options, param_of(groups, index))) count_step({state.step()}, scalars(bucket.members[i]));
     apply(groups, index, updates[i]);
   }
   rollback.settle();
-}
-
-// Whether the parameter's step continues from a step count.
-bool counts_steps(const EquivariantOptions& options) {
-  return options.rule() == "adamw" || options.stochastic_rounding();
 }
 
 // Calls visitor(index) for every parameter that takes this step.
@@ -144,7 +139,7 @@ void create_state(const Plan& plan, const std::vector<StepGroup>& groups) {
     } else if (!state.momentum_buffer().defined()) {
       state.momentum_buffer(zero_state(options, param));
     }
-    if (counts_steps(options)) place_step(state, param);
+    if (counts_steps(options, param)) place_step(state, param);
   });
 }
 
@@ -162,7 +157,7 @@ void check_capture(const Plan& plan, const std::vector<StepGroup>& groups) {
                                ? state.exp_avg().defined() && state.exp_avg_sq().defined()
                                : state.momentum_buffer().defined();
     const bool has_step =
-        !counts_steps(options) ||
+        !counts_steps(options, param_of(groups, index)) ||
         (state.step().defined() && is_placed(state.step(), param_of(groups, index)));
     TORCH_CHECK_VALUE(has_state && has_step, where(),
                       ": the step is being captured in a CUDA graph and has no state yet, which "

@@ -26,6 +26,14 @@ const StepScalars& scalars_of(const std::vector<StepGroup>& groups, const ParamI
   return groups[index.group].scalars(param_of(groups, index).device());
 }
 
+bool rounds_stochastically(const EquivariantOptions& options, const at::Tensor& param) {
+  return options.stochastic_rounding() && param.scalar_type() == at::kBFloat16;
+}
+
+bool counts_steps(const EquivariantOptions& options, const at::Tensor& param) {
+  return options.rule() == "adamw" || rounds_stochastically(options, param);
+}
+
 bool is_placed(const at::Tensor& step, const at::Tensor& param) {
   return step.device() == param.device() && step.scalar_type() == at::kFloat && step.dim() == 0;
 }
@@ -70,7 +78,7 @@ void apply(const std::vector<StepGroup>& groups, const ParamIndex& index,
                            .lr_tensor = scalars.lr,
                            .weight_decay_tensor = scalars.weight_decay,
                            .cautious = options.decay() == "cautious",
-                           .stochastic_rounding = options.stochastic_rounding(),
+                           .stochastic_rounding = rounds_stochastically(options, param),
                            .seed = options.seed(),
                            .step = state_of(groups, index).step(),
                            .tensor = index.position});

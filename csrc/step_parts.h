@@ -17,6 +17,11 @@ EquivariantParamState& state_of(const std::vector<StepGroup>& groups, const Para
 // On the parameter's device.
 const StepScalars& scalars_of(const std::vector<StepGroup>& groups, const ParamIndex& index);
 
+// Whether the parameter is rounded with noise, which differs from step to step.
+bool rounds_stochastically(const EquivariantOptions& options, const at::Tensor& param);
+// Whether its step continues from a step count.
+bool counts_steps(const EquivariantOptions& options, const at::Tensor& param);
+
 // A step count is a 0-dim float32 tensor where the parameter is, as torch's fused and capturable
 // optimizers have it, so that nothing waits for a GPU to read it. place_step begins one at 0, and
 // moves one that a checkpoint has brought in another form.
@@ -30,8 +35,7 @@ void count_step(const std::vector<at::Tensor>& steps, const StepScalars& scalars
 // ascends.
 at::Tensor gradient(const std::vector<StepGroup>& groups, const ParamIndex& index);
 
-// Gives the parameter its update, by the reference operations. With stochastic rounding its step
-// has been counted.
+// Gives the parameter its update, by the reference operations. Its step has been counted.
 void apply(const std::vector<StepGroup>& groups, const ParamIndex& index, const at::Tensor& update);
 
 // Tensors that a step changes by operations which do not look at found_inf: kept before they

@@ -1,5 +1,6 @@
 // Between Python and liberlangen: conversions, no logic.
 #include <torch/csrc/Dtype.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -223,6 +224,7 @@ void step(erlangen::Plan& plan, const py::list& param_groups, const py::object& 
         plan, groups,
         {grad_scale.value_or(at::Tensor()), found_inf.value_or(at::Tensor()), capturing});
   } catch (...) {  // out of memory halfway: what has moved keeps its state
+    const py::error_scope aside;  // a Python error, such as a dispatch mode's, stays what it is
     states.write_back();
     throw;
   }
@@ -267,43 +269,39 @@ std::string explain(const py::list& param_groups) {
 
 }  // namespace
 
+// Adds a function whose C++ errors and warnings become Python's, as those of torch's own do.
+template <typename Function, typename... Extra>
+void def(py::module_& m, const char* name, Function&& function, const Extra&... extra) {
+  m.def(name, torch::wrap_pybind_function(std::forward<Function>(function)), extra...);
+}
+
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  // c10's errors as the Python errors they stand for, without the C++ backtrace.
-  py::register_local_exception_translator([](std::exception_ptr error) {
-    try {
-      if (error) std::rethrow_exception(error);
-    } catch (const c10::ValueError& e) {
-      PyErr_SetString(PyExc_ValueError, e.what_without_backtrace());
-    } catch (const c10::TypeError& e) {
-      PyErr_SetString(PyExc_TypeError, e.what_without_backtrace());
-    }
-  });
   m.doc() = "Bindings of liberlangen. The public interface is the package erlangen.";
   py::class_<erlangen::Plan>(m, "Plan").def(py::init<>());
-  m.def("step", &step, "One step over param_groups; creates missing state in `state`.",
-        py::arg("plan"), py::arg("param_groups"), py::arg("state"), py::kw_only(),
-        py::arg("grad_scale") = std::nullopt, py::arg("found_inf") = std::nullopt,
-        py::arg("capturing") = false);
-  m.def("check_group", &check_group, "Raises for a group that no step can take.");
-  m.def("check_states", &check_states, "Raises for loaded state that does not fit its parameters.");
-  m.def("check_no_duplicates", &erlangen::check_no_duplicates);
-  m.def("explain", &explain);
-  m.def("role_names", &erlangen::role_names);
-  m.def("option_names", &EquivariantOptions::names);
-  m.def("default_options", [] { return to_dict(EquivariantOptions(), false); });
-  m.def(
-      "role_options",
+  def(m, "step", &step, "One step over param_groups; creates missing state in `state`.",
+      py::arg("plan"), py::arg("param_groups"), py::arg("state"), py::kw_only(),
+      py::arg("grad_scale") = std::nullopt, py::arg("found_inf") = std::nullopt,
+      py::arg("capturing") = false);
+  def(m, "check_group", &check_group, "Raises for a group that no step can take.");
+  def(m, "check_states", &check_states, "Raises for loaded state that does not fit its parameters.");
+  def(m, "check_no_duplicates", &erlangen::check_no_duplicates);
+  def(m, "explain", &explain);
+  def(m, "role_names", &erlangen::role_names);
+  def(m, "option_names", &EquivariantOptions::names);
+  def(m, "default_options", [] { return to_dict(EquivariantOptions(), false); });
+  def(
+      m, "role_options",
       [](const std::string& role, py::handle adjust_lr_fn) {
         EquivariantOptions options;
         options.set("adjust_lr_fn", to_ivalue("adjust_lr_fn", adjust_lr_fn));
         return to_dict(erlangen::role_options(role, options.adjust_lr_fn()), true);
       },
       py::arg("role"), py::arg("adjust_lr_fn") = "match_rms_adamw");
-  m.def("preset_options",
-        [](const std::string& name) { return to_dict(erlangen::preset_options(name), true); });
-  m.def("kernel_count", &erlangen::kernel_count, "Parameters stepped by fused kernels, for tests.");
-  m.def("polar_kernel_count", &erlangen::polar_kernel_count,
-        "Batches that the kernel of the polar iteration has taken, for tests.");
-  m.def("use_kernels", &erlangen::use_kernels, py::arg("use"),
-        "Fused kernels where there are any, or the reference operations; for tests.");
+  def(m, "preset_options",
+      [](const std::string& name) { return to_dict(erlangen::preset_options(name), true); });
+  def(m, "kernel_count", &erlangen::kernel_count, "Parameters stepped by fused kernels, for tests.");
+  def(m, "polar_kernel_count", &erlangen::polar_kernel_count,
+      "Batches that the kernel of the polar iteration has taken, for tests.");
+  def(m, "use_kernels", &erlangen::use_kernels,
+      "Fused kernels where there are any, or the reference operations; for tests.", py::arg("use"));
 }

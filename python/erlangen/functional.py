@@ -2,7 +2,7 @@
 
 For people who build their own optimizer. They are the operators torch.ops.erlangen.*, so that
 torch.compile and torch.export see through them. Formulas: arXiv 2605.18106. Results have the
-input's shape and dtype; zero rows and zero matrices map to zero.
+input's shape and dtype and require no gradient; zero rows and zero matrices map to zero.
 
 Raises TypeError for a tensor that is not floating point, and ValueError for one of fewer than two
 dimensions and for an option value that does not exist.

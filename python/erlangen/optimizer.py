@@ -82,8 +82,8 @@ class Equivariant(Optimizer):
             ``adjust_lr_fn`` ("match_rms_adamw", "original", "unit_rms_norm", "none"),
             ``ns_coefficients`` ("polar_express", "jordan", "you", "deepseek_v4", "cubic", one
             triple, or a list of them), ``ns_steps`` (None), ``ns_method`` ("auto", "standard",
-            "gram", "exact"), ``ns_dtype`` ("auto", "float32", "bfloat16", "float16"), ``betas``
-            ((0.9, 0.95)) and ``eps`` (1e-8) of adamw, ``state_dtype`` ("auto", "bfloat16"),
+            "gram", "exact"), ``ns_dtype`` ("auto", "float32", "bfloat16", "float16"),
+            ``ns_eps`` (0.0), ``betas`` ((0.9, 0.95)) and ``eps`` (1e-8) of adamw, ``state_dtype`` ("auto", "bfloat16"),
             ``stochastic_rounding`` (False), ``seed`` (0), ``maximize`` (False), ``capturable``
             (False). The header erlangen/options.h says what each does.
 
@@ -91,7 +91,7 @@ class Equivariant(Optimizer):
     creates the state, before the capture. Replays see new values of ``lr`` and ``weight_decay``
     where these are tensors on the GPU; schedulers change them in place. GradScaler then leaves
     overflows to step(), which changes nothing on the device where ``found_inf`` says so, its count
-    included; gradients of matrix rules stay scaled, adamw's are left unscaled as by torch's own.
+    included; gradients of matrix rules stay scaled, adamw's may be left unscaled, as by torch's.
 
     LR schedulers that cycle momentum (OneCycleLR, CyclicLR) cycle ``betas[0]``; give them
     ``cycle_momentum=False`` where there are no adamw groups.

@@ -23,6 +23,11 @@ NS_DTYPES = {
 }
 
 
+def full_precision(dtype: torch.dtype) -> str:
+    """The ns_dtype of products as precise as everything else; "auto" is so for float64 alone."""
+    return "auto" if dtype == torch.float64 else "float32"
+
+
 def roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
@@ -144,7 +149,7 @@ def tolerance(
     x: Tensor,
     *,
     compute: torch.dtype,
-    ns_dtype: str = "auto",
+    ns_dtype: str | None = None,
     ns_method: str = "auto",
     first: float = 0.0,
 ) -> float:
@@ -152,6 +157,7 @@ def tolerance(
 
     Args:
         compute: what everything but the polar products runs in.
+        ns_dtype: what those run in; None: `compute`.
         first: relative error of x itself.
     """
     x = x.double()
@@ -178,7 +184,7 @@ def tolerance(
         given = condition * input_roundoff(rule, x, compute, first)
         error = MARGIN * math.sqrt(len(sigma)) * (given + own)
     else:
-        dtype = compute if ns_dtype == "auto" else NS_DTYPES[ns_dtype]
+        dtype = NS_DTYPES[ns_dtype] if ns_dtype else compute
         gram = is_gram(rule.rule, ns_method, *x.shape)
         error = polar_spread(z, rule, dtype, gram, input_roundoff(rule, x, compute, first))
     if rule.rule == "hybrid" and rule.order == "polar_then_row":

@@ -5,7 +5,7 @@ import math
 import erlangen
 import pytest
 import torch
-from bounds import roundoff, tolerance
+from bounds import full_precision, roundoff, tolerance
 from oracles import Rule, Step, logical_matrices
 from torch import Tensor
 
@@ -125,8 +125,9 @@ def check_steps(
 
     Args:
         group: what the optimizer is told, if not every option of `step`.
-        more: options besides those of `step`.
+        more: options besides those of `step`. Products are as precise as the rest without them.
     """
+    more = {"ns_dtype": full_precision(dtype), **more}
     start = torch.randn(shape, dtype=torch.float64).to(dtype).to(device)
     param = torch.nn.Parameter(start if template is None else like(start, template))
     group = options_of(step) if group is None else group

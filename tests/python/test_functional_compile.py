@@ -81,6 +81,15 @@ def test_leaves_its_input_alone_and_never_returns_it(name, device):
 
 
 @names
+def test_of_a_parameter(name):
+    """Rules are no part of the graph that autograd keeps."""
+    x = torch.nn.Parameter(torch.randn(4, 6))
+    y = getattr(F, name)(x)
+    assert not y.requires_grad
+    assert torch.equal(y, getattr(F, name)(x.detach()))
+
+
+@names
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_refuses_what_it_cannot_take(name, device):
     function = getattr(F, name)

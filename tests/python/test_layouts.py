@@ -65,6 +65,8 @@ LAYOUTS = [
     ([FLATTEN, T], (4, 3, 2)),
     ([FLATTEN, heads(2)], (4, 3, 2, 2)),
     ([FLATTEN, sections(4, 8, dim=-1)], (4, 3, 2, 2)),
+    ([heads(6), sections(1)], (6, 4)),  # nothing is left to cut
+    ([FLATTEN, sections(1, dim=-1)], (6, 1, 1)),
 ]
 layouts = pytest.mark.parametrize("layout, shape", LAYOUTS, ids=lambda value: str(value))
 

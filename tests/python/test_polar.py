@@ -3,7 +3,7 @@
 import erlangen.functional as F
 import pytest
 import torch
-from bounds import MARGIN, NS_DTYPES, is_gram, polar_errors, polar_spread, tolerance
+from bounds import MARGIN, NS_DTYPES, full_precision, is_gram, polar_errors, polar_spread, tolerance
 from erlangen import _C
 from erlangen._build import INFO
 from oracles import POLAR_RULES, SETS, Rule, apply, composed, polar, steps_of, with_singular_values
@@ -30,7 +30,7 @@ BANDS = [
 
 
 def spread(x, rule, ns_dtype, method):
-    dtype = x.dtype if ns_dtype == "auto" else NS_DTYPES[ns_dtype]
+    dtype = x.dtype if ns_dtype == "auto" else NS_DTYPES[ns_dtype]  # of float64 matrices
     return polar_spread(x, rule, dtype, method == "gram")
 
 
@@ -157,18 +157,32 @@ def test_methods_agree(rule, shape, name, dtype, device):
     count = torch.Size(shape[:-2]).numel()
     x = torch.stack([with_singular_values(sigma, *shape[-2:], dtype) for _ in range(count)])
     x = x.reshape(shape)
+    options = {"ns_coefficients": name, "ns_dtype": full_precision(dtype)}
     results = {
-        m: FUNCTIONS[rule](x.to(device), ns_method=m, ns_coefficients=name).cpu()
+        m: FUNCTIONS[rule](x.to(device), ns_method=m, **options).cpu()
         for m in (*METHODS, "exact", "auto")
     }
     gram = is_gram(rule, "auto", *shape[-2:])
     assert torch.equal(results["auto"], results["gram" if gram else "standard"])
     for method, y in results.items():
-        options = Rule(rule, steps=None if method == "exact" else steps_of(name))
+        oracle = Rule(rule, steps=None if method == "exact" else steps_of(name))
         matrices = zip(x.reshape(-1, *shape[-2:]), y.reshape(-1, *shape[-2:]), strict=True)
         for one, found in matrices:
-            bound = tolerance(options, one, compute=dtype, ns_method=method)
-            assert_near(found, apply(options, one.double()), bound, method)
+            bound = tolerance(oracle, one, compute=dtype, ns_method=method)
+            assert_near(found, apply(oracle, one.double()), bound, method)
+
+
+def test_products_by_default(device):
+    """float16 on CUDA; on a CPU bfloat16 where it has instructions for it."""
+    with open("/proc/cpuinfo") as file:
+        flags = set(file.read().split())
+    on_cpu = "bfloat16" if flags & {"amx_bf16", "avx512_bf16"} else "float32"
+    chosen = "float16" if device.type == "cuda" else on_cpu
+    x = torch.randn(8, 24, device=device)
+    for rule, function in FUNCTIONS.items():
+        others = {d: function(x, ns_dtype=d) for d in ("float32", "bfloat16", "float16")}
+        same = [d for d, y in others.items() if torch.equal(y, function(x))]
+        assert same == [chosen], rule
 
 
 @pytest.mark.parametrize("ratio", [1e-1, 1e-2, 1e-3])

@@ -3,7 +3,7 @@
 import erlangen
 import pytest
 import torch
-from bounds import polar_spread, roundoff
+from bounds import full_precision, polar_spread, roundoff
 from oracles import DTYPES, RULES, Rule, Step, steps_of
 from rule_helpers import assert_near, one_thread, storage_error  # noqa: F401
 
@@ -74,7 +74,8 @@ def test_muon_is_torchs(arguments, dtype, shape, device, in_float64):
     options = {"lr": 0.1, **arguments}
     mine = torch.nn.Parameter(torch.randn(shape).to(dtype).to(device))
     theirs = torch.nn.Parameter(mine.detach().cpu().double().clone())
-    optimizer, expected = erlangen.Muon([mine], **options), torch.optim.Muon([theirs], **options)
+    optimizer = erlangen.Muon([mine], ns_dtype=full_precision(dtype), **options)
+    expected = torch.optim.Muon([theirs], **options)
     rule, beta = rule_of(**options), options.get("momentum", 0.95)
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     u, room = roundoff(compute), 0.0

@@ -6,7 +6,7 @@ import erlangen
 import erlangen.functional as F
 import pytest
 import torch
-from bounds import roundoff, tolerance
+from bounds import full_precision, roundoff, tolerance
 from oracles import (
     DTYPES,
     POLAR_RULES,
@@ -60,6 +60,7 @@ def call(rule: Rule, x: torch.Tensor, **more) -> torch.Tensor:
         more |= {"order": rule.order, "center": rule.center}
     if rule.steps is None:
         more["ns_method"] = "exact"
+    more = {"ns_dtype": full_precision(x.dtype), **more}
     return getattr(F, rule.rule)(x, alpha=rule.alpha, **more)
 
 

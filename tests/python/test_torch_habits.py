@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def train(model, optimizer, steps=1):
@@ -41,6 +42,21 @@ def test_training_lowers_the_loss(device):
     before = loss_of(model).item()
     train(model, optimizer, 20)
     assert loss_of(model).item() < 0.7 * before
+
+
+def test_an_error_of_a_dispatch_mode_stays_what_it_is():
+    class Refusing(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "aten":
+                raise ZeroDivisionError(str(func))
+            return func(*args, **(kwargs or {}))
+
+    param = nn.Parameter(torch.ones(4, 4))
+    optimizer = erlangen.Muon([param])
+    set_grads([param], gradients())
+    with Refusing(), pytest.raises(ZeroDivisionError, match="aten"):
+        optimizer.step()
+    assert not optimizer.state
 
 
 def test_closure():

@@ -7,8 +7,8 @@ import itertools
 
 import torch
 
-STEPS = 12
-SAVE_STEP = 6  # before which the optimizer goes to a file and back
+STEPS = 20
+SAVE_STEP = 10  # before which the optimizer goes to a file and back
 HALVE_LR = [3, 8]  # before and after it
 RULES = {
     "spectral": {"rule": "spectral"},

@@ -3,6 +3,7 @@
 //
 // Formulas: arXiv 2605.18106. R(X) divides each row by its length, Π X = X − 1·mean_rows(X),
 // polar(X) = U·Vᵀ over the nonzero singular values. Zero rows and zero matrices map to zero.
+// Results require no gradient.
 // Errors: c10::TypeError for tensors that are not floating point, c10::ValueError for fewer than
 // two dimensions and for option values outside those of EquivariantOptions.
 #pragma once
