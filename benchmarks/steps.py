@@ -42,6 +42,7 @@ CASES = {
     ),
     "spectral 8 x 1024x1024": ({"rule": "spectral"}, [(1024, 1024)] * 8, FP32, None),
     "spectral 120 x 128x512": ({"rule": "spectral"}, [(128, 512)] * 120, FP32, None),
+    "spectral 128 x 64x1024": ({"rule": "spectral"}, [(64, 1024)] * 128, FP32, None),
     "adamw 400 x 1024": ({"rule": "adamw"}, [(1024,)] * 400, FP32, None),
 }
 

@@ -6,6 +6,7 @@
 #include <sstream>
 
 #ifdef ERLANGEN_CUDA
+#include <ATen/cuda/CUDAContextLight.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
@@ -68,11 +69,19 @@ bool is_capturing(c10::Device device) {
   return status != cudaStreamCaptureStatusNone;
 }
 
+int cuda_capability(c10::Device device) {
+  if (!device.is_cuda()) return 0;
+  const cudaDeviceProp* properties = at::cuda::getDeviceProperties(device.index());
+  return 10 * properties->major + properties->minor;
+}
+
 #else
 
 void check_device(c10::Device, const std::string&) {}
 
 bool is_capturing(c10::Device) { return false; }
+
+int cuda_capability(c10::Device) { return 0; }
 
 #endif
 

@@ -21,4 +21,8 @@ void check_device(c10::Device device, const std::string& where);
 // know: false without CUDA kernels.
 bool is_capturing(c10::Device device);
 
+// The compute capability of a CUDA device, 90 for sm_90; 0 of any other, and in a build without
+// CUDA kernels.
+int cuda_capability(c10::Device device);
+
 }  // namespace erlangen

@@ -1,5 +1,6 @@
 #include "polar_iteration.h"
 
+#include "device.h"
 #include "symmetric_product.h"
 
 #include <ATen/Parallel.h>
@@ -8,11 +9,22 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <atomic>
 #include <utility>
+
+#ifdef ERLANGEN_CUDA
+#include <c10/core/DeviceGuard.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "kernels/cuda/polar_iteration.cuh"
+#endif
 
 namespace erlangen {
 
 namespace {
+
+std::atomic<int64_t> batches_by_kernel = 0;
 
 // On the CPU matrices are taken in groups of about so many elements: few enough to stay in a core's
 // cache through the iteration, enough to be worth the calls.
@@ -98,7 +110,49 @@ void iterate(const at::Tensor& x, const PolynomialSteps& steps, bool gram, const
   if (!result.is_same(x)) x.copy_(result);
 }
 
+#ifdef ERLANGEN_CUDA
+// All steps in one launch, where that is the way for these matrices.
+bool taken_by_kernel(const at::Tensor& x, const PolynomialSteps& steps, bool gram) {
+  if (steps.size() > kernels::cuda::kPolarIterationMaxSteps) return false;
+  kernels::cuda::PolarIteration p = {};
+  p.x = x.data_ptr();
+  p.batch = x.size(0), p.k = x.size(1), p.l = x.size(2);
+  p.row = x.stride(1), p.matrix = x.stride(0);
+  p.dtype = x.scalar_type() == at::kHalf ? kernels::DType::float16 : kernels::DType::bfloat16;
+  p.steps = static_cast<int>(steps.size());
+  p.period = gram ? static_cast<int>(restart_period(x.scalar_type())) : 1;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    p.a[i] = static_cast<float>(steps[i][0]);
+    p.b[i] = static_cast<float>(steps[i][1]);
+    p.c[i] = static_cast<float>(steps[i][2]);
+  }
+  if (!polar_in_one_launch(cuda_capability(x.device()), x.scalar_type(), p.k, p.l, steps.size(),
+                           kernels::cuda::polar_iteration_supports(p))) {
+    return false;
+  }
+  C10_CUDA_CHECK(
+      kernels::cuda::polar_iteration(p, c10::cuda::getCurrentCUDAStream(x.get_device())));
+  ++batches_by_kernel;
+  return true;
+}
+#endif
+
 }  // namespace
+
+bool polar_in_one_launch(int capability, at::ScalarType dtype, int64_t k, int64_t l, size_t steps,
+                         bool aligned) {
+  if (capability < 80 || (dtype != at::kHalf && dtype != at::kBFloat16) || !aligned) return false;
+  if (k > 128 || steps > 64) return false;
+  // Product by product, five steps are 21 launches, about 0.1 ms however few the matrices. In one
+  // launch a matrix has one multiprocessor to itself, which takes 6 k² l + 11 k³ multiplications (k
+  // padded to 64 or 128) at some 1.5e12 a second. The limits are where a lone matrix takes about as
+  // long either way. The rest of a wave costs nothing more, and several waves fill the device as
+  // the products do; the batch must not choose, or it would change a matrix's bits. Estimates, not
+  // yet measured.
+  return l <= (k <= 64 ? 8192 : 2048);
+}
+
+int64_t polar_kernel_count() { return batches_by_kernel; }
 
 bool gram_form_is_cheaper(int64_t k, int64_t l) {
   // A step of the standard form is two symmetric products (lk² and k³ multiplications, half of them
@@ -128,6 +182,13 @@ at::Tensor empty_matrices(at::IntArrayRef sizes, const at::TensorOptions& option
 void polar_iteration(const at::Tensor& x, const PolynomialSteps& steps, bool gram) {
   const int64_t batch = x.size(0), k = x.size(1), l = x.size(2);
   if (x.numel() == 0) return;
+#ifdef ERLANGEN_CUDA
+  if (x.is_cuda()) {
+    const c10::DeviceGuard guard(x.device());
+    if (!taken_by_kernel(x, steps, gram)) iterate(x, steps, gram, Scratch(x, batch, gram));
+    return;
+  }
+#endif
   const int64_t group = std::clamp<int64_t>(kGroupElements / (k * std::max(k, l)), 1, batch);
   const int64_t groups = (batch + group - 1) / group;
   // Whole iterations side by side need no barriers; where there are fewer of them than threads,

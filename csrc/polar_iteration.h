@@ -19,6 +19,17 @@ bool gram_form_is_cheaper(int64_t k, int64_t l);
 // x's type. A matrix's result does not depend on the others.
 void polar_iteration(const at::Tensor& x, const PolynomialSteps& steps, bool gram);
 
+// Whether a kernel of its own takes matrices of this size through all steps in one launch, one
+// block of threads a matrix (kernels/cuda/polar_iteration.cu); else product by product.
+// `capability` is that of the CUDA device (90 for sm_90), 0 on a CPU; `aligned`: whether all rows
+// lie at multiples of 16 bytes. It does not know the size of the batch, so that a matrix's result
+// does not depend on what else is in it.
+bool polar_in_one_launch(int capability, at::ScalarType dtype, int64_t k, int64_t l, size_t steps,
+                         bool aligned);
+
+// How many batches that kernel has taken. For tests.
+int64_t polar_kernel_count();
+
 // Uninitialised, and laid out as the products like it: on the CPU each matrix begins at a multiple
 // of 64 bytes, so that its result does not depend on its place in the batch; elsewhere each row at
 // one of 16.

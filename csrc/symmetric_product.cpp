@@ -1,5 +1,6 @@
 #include "symmetric_product.h"
 
+#include "device.h"
 #include "kernels/cpu/mirror_lower.h"
 
 #include <ATen/Parallel.h>
@@ -16,7 +17,6 @@
 #include <atomic>
 
 #ifdef ERLANGEN_CUDA
-#include <ATen/cuda/CUDAContextLight.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -135,12 +135,6 @@ void product_on_cpu(const at::Tensor& out, const at::Tensor& c, const at::Tensor
 // ---- CUDA and other devices
 
 #ifdef ERLANGEN_CUDA
-int capability_of(const at::Tensor& t) {
-  if (!t.is_cuda()) return 0;
-  const cudaDeviceProp* properties = at::cuda::getDeviceProperties(t.device().index());
-  return 10 * properties->major + properties->minor;
-}
-
 kernels::cuda::SymmetricProduct arguments(const at::Tensor& out, const at::Tensor& c,
                                           const at::Tensor& a, const at::Tensor& b, double beta,
                                           double alpha) {
@@ -235,7 +229,7 @@ void symmetric_product_out(const at::Tensor& out, const at::Tensor& c, const at:
 #ifdef ERLANGEN_CUDA
   if (out.is_cuda()) {
     const auto product = arguments(out, c, a, b, beta, alpha);
-    route = symmetric_route(capability_of(out), out.scalar_type(), out.size(1),
+    route = symmetric_route(cuda_capability(out.device()), out.scalar_type(), out.size(1),
                             kernels::cuda::symmetric_product_supports(product));
 #ifdef ERLANGEN_SM90
     if (route == SymmetricRoute::wgmma && kernels::cuda::symmetric_product_sm90_supports(product) &&

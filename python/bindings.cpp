@@ -13,6 +13,7 @@
 #include "explain.h"
 #include "ivalue.h"
 #include "plan.h"
+#include "polar_iteration.h"
 #include "step.h"
 
 namespace py = pybind11;
@@ -301,6 +302,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       [](const std::string& name) { return to_dict(erlangen::preset_options(name), true); });
   def(m, "kernel_count", &erlangen::kernel_count,
       "Parameters stepped by fused kernels, for tests.");
+  def(m, "polar_kernel_count", &erlangen::polar_kernel_count,
+      "Batches that the kernel of the polar iteration has taken, for tests.");
   def(m, "use_kernels", &erlangen::use_kernels,
       "Fused kernels where there are any, or the reference operations; for tests.", py::arg("use"));
 }

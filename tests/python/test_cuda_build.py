@@ -20,6 +20,7 @@ LOCAL_MEMORY: dict[str, str] = {}
 # Part of a kernel's name, and what has to be in its machine code: for which architectures, and the
 # instructions. HMMA and HGMMA multiply matrices, UTMALDG and UTMASTG are TMA's loads and stores.
 INSTRUCTIONS = {
+    "polar_iteration_kernel": (r"\d+[af]?", ["HMMA", "LDGSTS", "LDSM"]),
     "symmetric_product_kernel": (r"(?!90a)\d+[af]?", ["HMMA", "LDGSTS", "LDSM"]),
 }
 if INFO["wgmma"]:

@@ -4,6 +4,8 @@ import erlangen.functional as F
 import pytest
 import torch
 from bounds import MARGIN, NS_DTYPES, full_precision, is_gram, polar_errors, polar_spread, tolerance
+from erlangen import _C
+from erlangen._build import INFO
 from oracles import POLAR_RULES, SETS, Rule, apply, composed, polar, steps_of, with_singular_values
 from rule_helpers import assert_near, one_thread  # noqa: F401
 
@@ -92,6 +94,35 @@ def test_polynomial(name, ns_dtype, method, shape, device):
     y = F.spectral(x.to(device), ns_coefficients=name, ns_method=method, ns_dtype=ns_dtype)
     rule = Rule("spectral", steps=steps_of(name))
     assert_near(y, polar(x, rule.steps), spread(x, rule, ns_dtype, method))
+
+
+# Batches of matrices, and whether CUDA takes them through all steps in one launch.
+BATCHES = [
+    ((5, 64, 1024), True),
+    ((3, 128, 1024), True),
+    ((2, 100, 333), True),
+    ((3, 128, 128), True),
+    ((2, 250, 60), True),
+    ((2, 129, 300), False),
+    ((2, 200, 160), False),
+]
+
+
+@pytest.mark.parametrize("shape, in_one_launch", BATCHES, ids=str)
+@pytest.mark.parametrize("ns_dtype", ["bfloat16", "float16"])
+def test_polynomial_of_batches(ns_dtype, shape, in_one_launch, device):
+    sigma = torch.logspace(-1, 0, min(shape[1:]))
+    x = torch.stack(
+        [with_singular_values(sigma, *shape[1:], torch.float32) for _ in range(shape[0])]
+    )
+    count = _C.polar_kernel_count()
+    y = F.spectral(x.to(device), ns_dtype=ns_dtype).cpu()
+    expected = in_one_launch and device.type == "cuda" and bool(INFO["cuda"])
+    assert _C.polar_kernel_count() - count == expected
+    rule = Rule("spectral", steps=steps_of())
+    for one, found in zip(x, y, strict=True):
+        room = tolerance(rule, one, compute=torch.float32, ns_dtype=ns_dtype)
+        assert_near(found, polar(one, rule.steps), room)
 
 
 @pytest.mark.parametrize("ns_steps", [1, 3, 7, 9])
@@ -195,8 +226,9 @@ FORMS = [
 forms = pytest.mark.parametrize("form", FORMS, ids=lambda f: "-".join(f.values()) or "auto")
 
 
+# The last is too large for the kernel of small matrices.
 @forms
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (130, 150)])
 @pytest.mark.parametrize("rule", RULES)
 def test_signs_of_rows_and_columns(rule, shape, form, device):
     x = torch.randn(shape, device=device)
@@ -216,7 +248,7 @@ def test_powers_of_two(rule, form, device):
 
 
 @forms
-@pytest.mark.parametrize("shape", [(6, 10), (9, 7), (33, 70)])
+@pytest.mark.parametrize("shape", [(6, 10), (9, 7), (33, 70), (130, 150)])
 @pytest.mark.parametrize("rule", RULES)
 def test_position_in_a_batch(rule, shape, form, device):
     """Whatever stands beside it, and when nothing does."""
