@@ -32,7 +32,14 @@ def parse_args(documentation: str, argv=None, archs=("qwen3",)) -> argparse.Name
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+
+    def add(name, help="", **kwargs):
+        default = kwargs.get("default")
+        if default is not None and "default" not in help:
+            shown = " ".join(default) if isinstance(default, list) else default
+            help += f" (default: {shown})"
+        parser.add_argument(name, help=help.strip(), **kwargs)
+
     add("--arch", nargs="+", choices=[*ARCHITECTURES, "all"], default=list(archs))
     add("--optimizer", nargs="+", choices=OPTIMIZERS, default=["equivariant", "adamw"])
     add("--tied", action="store_true", help="one matrix for embedding and LM head")
@@ -42,7 +49,7 @@ def parse_args(documentation: str, argv=None, archs=("qwen3",)) -> argparse.Name
     source.add_argument("--data", nargs="+", metavar="FILE", help="train on these text files")
     source.add_argument("--dataset", metavar="NAME", help="train on a Hugging Face data set")
     add("--dataset-config", metavar="NAME")
-    add("--text-column", default="text", help="of the data set (default: text)")
+    add("--text-column", default="text", help="of the data set")
     add("--documents", type=number(int, 1), default=20000, help="of the data set to use")
     add("--vocab-size", type=number(int, 257), default=8192)
     add("--steps", type=number(int, 1), default=300)
@@ -60,7 +67,7 @@ def parse_args(documentation: str, argv=None, archs=("qwen3",)) -> argparse.Name
     add("--out", type=Path, help="directory for results (default: runs/<date>-<time>)")
     add("--resume", action="store_true", help="go on from the checkpoints in --out")
     add("--seed", type=number(int, 0), default=0)
-    add("--device", default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
+    add("--device", default="auto", help="auto: cuda if there is one; or cpu, cuda, cuda:1, ...")
     add("--threads", type=number(int, 1), help="CPU threads (default: torch's own choice)")
     args = parser.parse_args(argv)
 
