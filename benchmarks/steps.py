@@ -92,10 +92,10 @@ def parameters(shapes, dtype, device) -> list[torch.Tensor]:
 
 def polar_operations(rule: str, m: int, n: int) -> int:
     """Of five steps on an m×n matrix, by the cheaper form; a symmetric product costs half."""
-    k, l = (n, m) if rule == "right_spectral" or (rule == "spectral" and m > n) else (m, n)
-    standard = 5 * (3 * k * k * l + k**3)
+    k, other = (n, m) if rule == "right_spectral" or (rule == "spectral" and m > n) else (m, n)
+    standard = 5 * (3 * k * k * other + k**3)
     # Restarts at steps 0, 2 and 4; five Z, two Q, and R twice.
-    gram = 3 * 3 * k * k * l + (5 + 2 + 2 * 2) * k**3
+    gram = 3 * 3 * k * k * other + (5 + 2 + 2 * 2) * k**3
     return gram if rule == "right_spectral" else min(standard, gram)
 
 
