@@ -152,8 +152,8 @@ std::vector<MatrixView> matrix_views(const Layout& layout, at::IntArrayRef sizes
   const size_t ndim = sizes.size();
   TORCH_CHECK_VALUE(
       ndim >= 2, where, ": a matrix rule needs at least two dimensions, got shape ", sizes,
-      ". Allowed here: rule \"adamw\". (A matrix that FSDP1 or ZeRO-3 has flattened has lost its "
-      "structure: use DDP, which keeps it.)");
+      ". Allowed here: rule \"adamw\". (A matrix that FSDP1 or DeepSpeed's ZeRO has flattened has "
+      "lost its structure: use DDP, which keeps it.)");
   TORCH_CHECK_VALUE(std::find(sizes.begin(), sizes.end(), 0) == sizes.end(), where,
                     ": a matrix rule needs at least one element, got shape ", sizes);
   MatrixView whole;

@@ -5,7 +5,6 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/cpu/Utils.h>
 #include <ATen/ops/linalg_eigh.h>
 #include <ATen/ops/linalg_svd.h>
 #include <ATen/ops/linalg_vector_norm.h>
@@ -16,7 +15,6 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -115,28 +113,13 @@ at::Tensor exact_by_gram(const at::Tensor& x, double cutoff) {
   return at::matmul(q * root.unsqueeze(-2), at::matmul(q.mT(), x));
 }
 
-// Whether this CPU multiplies bfloat16 matrices faster than float32 ones: twice as fast with
-// instructions for it, slower without.
-bool has_fast_bfloat16() {
-  static const bool has = [] {
-    const auto capabilities = at::cpu::get_cpu_capabilities();
-    const auto can = [&](const char* name) {
-      const auto found = capabilities.find(name);
-      return found != capabilities.end() && found->second.isBool() && found->second.toBool();
-    };
-    return can("avx512_bf16") || can("amx_bf16");
-  }();
-  return has;
-}
-
 at::ScalarType product_dtype(const at::Tensor& x, const std::string& ns_dtype) {
   if (ns_dtype == "float32") return at::kFloat;
   if (ns_dtype == "bfloat16") return at::kBFloat16;
   if (ns_dtype == "float16") return at::kHalf;
   if (x.scalar_type() == at::kDouble) return at::kDouble;
   // float16 over bfloat16 where both are as fast: every entry is at most 1 here.
-  if (x.is_cuda()) return at::kHalf;
-  return has_fast_bfloat16() ? at::kBFloat16 : at::kFloat;
+  return x.is_cuda() ? at::kHalf : at::kFloat;
 }
 
 }  // namespace
@@ -193,10 +176,11 @@ at::Tensor polar(const at::Tensor& x, Side side, const PolarOptions& options) {
     }
     result = empty_matrices(cast.sizes(), cast.options());
     at::mul_out(result, cast, safe_reciprocal(norm, norm.eq(0.0)));
-    // A one-sided rule is defined by its Gram matrix.
+    // Steps of a one-sided rule are cheaper on its Gram matrix, whatever its shape. In bfloat16,
+    // where the Gram form begins anew with every step, no shape makes it so.
     const bool gram =
-        options.ns_method == "gram" ||
-        (options.ns_method == "auto" && (side != Side::shorter || gram_form_is_cheaper(k, l)));
+        options.ns_method == "gram" || (options.ns_method == "auto" && dtype != at::kBFloat16 &&
+                                        (side != Side::shorter || gram_form_is_cheaper(k, l)));
     polar_iteration(result, iteration_steps(options), gram);
   }
   result = result.to(x.scalar_type());

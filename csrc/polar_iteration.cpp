@@ -30,12 +30,14 @@ std::atomic<int64_t> batches_by_kernel = 0;
 // cache through the iteration, enough to be worth the calls.
 constexpr int64_t kGroupElements = 1 << 16;
 
-// Steps of the Gram form between restarts. Rounding errors of R act on σ² and grow with every step.
-// Started again from X every third step, float32 is as accurate as the standard form down to
-// σ = 1e-3; half precision needs it every second step, or R gets negative eigenvalues, which the
-// polynomials blow up.
-size_t restart_period(at::ScalarType dtype) {
-  return dtype == at::kHalf || dtype == at::kBFloat16 ? 2 : 3;
+// Whether the Gram form begins anew from X with step i. Rounding errors of R act on σ² and grow
+// with every step. Started again every third step, float32 is as accurate as the standard form down
+// to σ = 1e-3. float16 needs it every second step, and after the first one, whose coefficients are
+// the largest and cancel the most; bfloat16 with every step: else R strays so far, or gets so
+// negative, that the next polynomials blow it up.
+bool restarts(size_t i, at::ScalarType dtype) {
+  if (dtype == at::kBFloat16) return true;
+  return dtype == at::kHalf ? i == 0 || i % 2 == 1 : i % 3 == 0;
 }
 
 // Memory for the iteration of a batch of k×l matrices, reused by all steps and all groups.
@@ -80,11 +82,10 @@ at::Tensor standard_form(at::Tensor x, const PolynomialSteps& steps, Scratch s) 
 // products: forming Z + aI in half precision would round Z away.
 at::Tensor gram_form(at::Tensor x, const PolynomialSteps& steps, Scratch s) {
   auto& [r, z, rz, q, q_next] = s.square;
-  const size_t period = restart_period(x.scalar_type());
   for (size_t i = 0; i < steps.size(); ++i) {
     const auto& [a, b, c] = steps[i];
-    const bool first = i % period == 0;
-    const bool last = i % period == period - 1 || i + 1 == steps.size();
+    const bool first = restarts(i, x.scalar_type());
+    const bool last = i + 1 == steps.size() || restarts(i + 1, x.scalar_type());
     if (first) symmetric_product_out(r, {}, x, x, /*beta=*/0.0, /*alpha=*/1.0);
     symmetric_product_out(z, r, r, r, /*beta=*/b, /*alpha=*/c);
     if (first) {
@@ -120,7 +121,7 @@ bool taken_by_kernel(const at::Tensor& x, const PolynomialSteps& steps, bool gra
   p.row = x.stride(1), p.matrix = x.stride(0);
   p.dtype = x.scalar_type() == at::kHalf ? kernels::DType::float16 : kernels::DType::bfloat16;
   p.steps = static_cast<int>(steps.size());
-  p.period = gram ? static_cast<int>(restart_period(x.scalar_type())) : 1;
+  p.period = gram && x.scalar_type() == at::kHalf ? 2 : 1;
   for (size_t i = 0; i < steps.size(); ++i) {
     p.a[i] = static_cast<float>(steps[i][0]);
     p.b[i] = static_cast<float>(steps[i][1]);

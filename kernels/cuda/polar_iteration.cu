@@ -291,7 +291,7 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksOnSM)
     finish_square<S>(sums, 1.0f, 0.0f, 0.0f, r, r, other);
     first = false;
     fetch_first_stages();  // of the next pass; after the barriers just now, X is written
-    const bool two = p.period == 2 && step + 1 < p.steps;
+    const bool two = p.period == 2 && step > 0 && step + 1 < p.steps;
     // One loop, so that its body, which is long, is there once.
 #pragma unroll 1
     for (int i = 0; i < (two ? 5 : 1); ++i) {

@@ -27,7 +27,9 @@ struct PolarIteration {
   int64_t row, matrix;  // from row to row, from matrix to matrix
   DType dtype;          // bfloat16 or float16
   int steps;
-  int period;  // steps of a segment: 2, or 1 for the standard form, whose Gram matrix is always new
+  // Steps of a segment: 2, but 1 of the first, or 1 for the standard form, whose Gram matrix is
+  // always new.
+  int period;
   float a[kPolarIterationMaxSteps], b[kPolarIterationMaxSteps], c[kPolarIterationMaxSteps];
 };
 

@@ -60,6 +60,9 @@ def _refuse_foreign(groups: list[dict], live: list[dict]) -> None:
                 f"{where} torch.optim.SGD's, whose momentum is a sum of gradients and not their "
                 "average"
             )
+        coupled = group.get("decoupled_weight_decay") is False and group.get("weight_decay")
+        if coupled or ("decoupled_weight_decay" in group and "amsgrad" not in group):
+            raise ValueError(f"{where} not torch.optim.AdamW's; allowed with adamw: AdamW's")
         if "amsgrad" in group and rule != "adamw":
             raise ValueError(f"{where} an Adam's; allowed with rule {rule!r}: torch.optim.Muon's")
         if group.get("adjust_lr_fn", "") is None:

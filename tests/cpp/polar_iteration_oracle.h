@@ -84,7 +84,7 @@ class PolarOracle {
       };
       Dense r = symmetric(1, x, x, l_, halves ? 64 : l_, 0, {}, 0);
       const auto [a, b, c] = steps[i];
-      const bool two = period == 2 && i + 1 < steps.size();
+      const bool two = period == 2 && i > 0 && i + 1 < steps.size();
       Dense q = square(c, r, r, b, r, two ? 0 : a);
       if (two) {
         const Dense rz = square(1, r, q, a, r);

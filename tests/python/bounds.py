@@ -14,7 +14,6 @@ from torch import Tensor
 
 MARGIN = 4.0  # a few samples, of noise that is no worst case
 SAMPLES = 3
-HALF = (torch.float16, torch.bfloat16)
 NS_DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -37,12 +36,11 @@ def nonzero(sizes: Tensor) -> Tensor:
     return sizes[sizes > sizes.max() * 1e-12]
 
 
-def is_gram(rule: str, ns_method: str, m: int, n: int) -> bool:
-    """Whether ns_method="auto" goes through the Gram matrix: one-sided rules and 3:2 shapes."""
-    one_sided = rule in ("right_spectral", "left_spectral")
-    return ns_method == "gram" or (
-        ns_method == "auto" and (one_sided or 2 * max(m, n) >= 3 * min(m, n))
-    )
+def is_gram(rule: str, ns_method: str, m: int, n: int, dtype: torch.dtype) -> bool:
+    """Whether ns_method="auto" goes through the Gram matrix: one-sided rules and 3:2 shapes, but
+    for products in bfloat16."""
+    worth_it = rule in ("right_spectral", "left_spectral") or 2 * max(m, n) >= 3 * min(m, n)
+    return ns_method == "gram" or (ns_method == "auto" and worth_it and dtype != torch.bfloat16)
 
 
 class _Noisy:
@@ -73,12 +71,12 @@ class _Noisy:
             x = self.product(self.symmetric(c * gram, gram, b * gram), x, a * x)
         return x
 
-    def gram(self, x: Tensor, steps: list, period: int) -> Tensor:
-        """Gram Newton-Schulz, started again every `period` steps."""
-        for first in range(0, len(steps), period):
+    def gram(self, x: Tensor, steps: list, restarts: list) -> Tensor:
+        """Gram Newton-Schulz, started again with each of these steps."""
+        for first, end in zip(restarts, [*restarts[1:], len(steps)], strict=True):
             r = self.symmetric(x, x.mT)
             q = torch.eye(r.shape[-1], dtype=x.dtype).expand_as(r)
-            for a, b, c in steps[first : first + period]:
+            for a, b, c in steps[first:end]:
                 z = self.symmetric(c * r, r, b * r)
                 q = self.symmetric(q, z, a * q)
                 rz = self.symmetric(r, z, a * r)
@@ -116,9 +114,11 @@ def polar_errors(
     given = x + error * (input_error * float(x.norm()))
     unit = noisy.rounded(noisy.rounded(given / norm))  # the cast, and division by the norm
     unit = unit if left else unit.mT
-    # Restarts as documented: every 2 steps in half precision, every 3 else.
-    period = 2 if dtype in HALF else 3
-    result = noisy.gram(unit, rule.steps, period) if gram else noisy.standard(unit, rule.steps)
+    count = len(rule.steps)
+    # As documented: in float16 after the first step and then every 2, in bfloat16 with each.
+    restarts = {torch.float16: [0, *range(1, count, 2)], torch.bfloat16: [*range(count)]}
+    restarts = restarts.get(dtype, [*range(0, count, 3)])
+    result = noisy.gram(unit, rule.steps, restarts) if gram else noisy.standard(unit, rule.steps)
     return (result if left else result.mT) - exact
 
 
@@ -185,7 +185,7 @@ def tolerance(
         error = MARGIN * math.sqrt(len(sigma)) * (given + own)
     else:
         dtype = NS_DTYPES[ns_dtype] if ns_dtype else compute
-        gram = is_gram(rule.rule, ns_method, *x.shape)
+        gram = is_gram(rule.rule, ns_method, *x.shape, dtype)
         error = polar_spread(z, rule, dtype, gram, input_roundoff(rule, x, compute, first))
     if rule.rule == "hybrid" and rule.order == "polar_then_row":
         lengths = nonzero(polar(z, rule.steps).norm(dim=1))

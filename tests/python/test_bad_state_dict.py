@@ -111,8 +111,10 @@ def test_state_dict(case, live):
         (lambda p: torch.optim.SGD([p]), ["SGD"]),
         (lambda p: torch.optim.AdamW([p]), ["Adam", "spectral", "torch.optim.Muon"]),
         (lambda p: torch.optim.Muon([p]), ["torch.optim.Muon", "erlangen.Muon"]),
+        (lambda p: torch.optim.Adam([p], weight_decay=0.1), ["AdamW"]),
+        (lambda p: torch.optim.RAdam([p]), ["AdamW"]),
     ],
-    ids=["momentum", "SGD", "AdamW", "Muon"],
+    ids=["momentum", "SGD", "AdamW", "Muon", "Adam", "RAdam"],
 )
 @pytest.mark.parametrize("steps", [0, 1])
 def test_state_dict_of_another_optimizer(other, words, steps):

@@ -39,7 +39,12 @@ BAD_PARAMS = {
     "1-D": ("spectral", lambda: parameter(8), ValueError, ["[8]", "two dimensions", "adamw"]),
     "scalar": ("row_norm", lambda: nn.Parameter(torch.ones(())), ValueError, ["[]", "adamw"]),
     # What FSDP1 and ZeRO leave of a matrix.
-    "flattened shard": ("spectral", lambda: parameter(48), ValueError, ["FSDP1", "ZeRO-3", "DDP"]),
+    "flattened shard": (
+        "spectral",
+        lambda: parameter(48),
+        ValueError,
+        ["FSDP1", "DeepSpeed's ZeRO", "DDP"],
+    ),
     "empty": ("spectral", lambda: parameter(0, 4), ValueError, ["[0, 4]", "one element"]),
     "sparse": ("adamw", sparse_parameter, TypeError, ["parse", "dense"]),
     "integer": ("spectral", integer_parameter, TypeError, ["Int", "float32", "bfloat16"]),

@@ -162,7 +162,7 @@ def test_methods_agree(rule, shape, name, dtype, device):
         m: FUNCTIONS[rule](x.to(device), ns_method=m, **options).cpu()
         for m in (*METHODS, "exact", "auto")
     }
-    gram = is_gram(rule, "auto", *shape[-2:])
+    gram = is_gram(rule, "auto", *shape[-2:], dtype)
     assert torch.equal(results["auto"], results["gram" if gram else "standard"])
     for method, y in results.items():
         oracle = Rule(rule, steps=None if method == "exact" else steps_of(name))
@@ -173,16 +173,34 @@ def test_methods_agree(rule, shape, name, dtype, device):
 
 
 def test_products_by_default(device):
-    """float16 on CUDA; on a CPU bfloat16 where it has instructions for it."""
-    with open("/proc/cpuinfo") as file:
-        flags = set(file.read().split())
-    on_cpu = "bfloat16" if flags & {"amx_bf16", "avx512_bf16"} else "float32"
-    chosen = "float16" if device.type == "cuda" else on_cpu
+    chosen = "float16" if device.type == "cuda" else "float32"
     x = torch.randn(8, 24, device=device)
     for rule, function in FUNCTIONS.items():
         others = {d: function(x, ns_dtype=d) for d in ("float32", "bfloat16", "float16")}
         same = [d for d, y in others.items() if torch.equal(y, function(x))]
         assert same == [chosen], rule
+
+
+# The largest σ in the band of each set.
+GREATEST = {"jordan": 1.21, "you": 1.15, "polar_express": 1.12, "deepseek_v4": 1.0, "cubic": 1.0}
+
+
+@pytest.mark.parametrize("method", [*METHODS, "auto"])
+@pytest.mark.parametrize("ns_dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("k, l", [(1, 3), (2, 3), (4, 12), (5, 9), (8, 24), (16, 64)])
+def test_nothing_blows_up_in_half_precision(k, l, ns_dtype, method, device):
+    """Whatever the spectrum: one large σ beside small ones, many decades, or nearly equal ones."""
+    count = 6000 // k
+    sigma = 10 ** (-4 * torch.rand(count, k))
+    sigma[: count // 3, 0] = 1
+    sigma[count // 3 : count // 2] = 10 ** -torch.rand(count // 2 - count // 3, k)
+    sigma[-count // 6 :, 2:] *= 1e-4
+    left, right = (torch.linalg.qr(torch.randn(count, n, k)).Q for n in (k, l))
+    x = ((left * sigma.unsqueeze(1)) @ right.mT).to(device)
+    for name, greatest in GREATEST.items():
+        y = F.spectral(x, ns_coefficients=name, ns_method=method, ns_dtype=ns_dtype)
+        # 5 % for the rounding of half precision.
+        assert float(torch.linalg.matrix_norm(y.cpu(), 2).max()) < 1.05 * greatest, name
 
 
 @pytest.mark.parametrize("ratio", [1e-1, 1e-2, 1e-3])

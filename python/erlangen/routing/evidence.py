@@ -203,6 +203,10 @@ def _judge_embedding(place: Place, claims) -> Finding:
         return claim
     if modules.in_library(place.owner, "peft."):
         return undecided(f"what {modules.in_library(place.owner)} does with it is not known")
+    # One number a head, as a bias by distance has, is no vector whose features could be rotated.
+    heads_of_model = getattr(place.config, "num_attention_heads", None)
+    if modules.in_library(place.owner) and place.module.weight.shape[-1] == heads_of_model:
+        return undecided("it has one number for each attention head, as a bias by distance has")
     return Finding("embedding")
 
 
