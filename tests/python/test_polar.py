@@ -187,15 +187,15 @@ GREATEST = {"jordan": 1.21, "you": 1.15, "polar_express": 1.12, "deepseek_v4": 1
 
 @pytest.mark.parametrize("method", [*METHODS, "auto"])
 @pytest.mark.parametrize("ns_dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("k, l", [(1, 3), (2, 3), (4, 12), (5, 9), (8, 24), (16, 64)])
-def test_nothing_blows_up_in_half_precision(k, l, ns_dtype, method, device):
+@pytest.mark.parametrize("rows, cols", [(1, 3), (2, 3), (4, 12), (5, 9), (8, 24), (16, 64)])
+def test_nothing_blows_up_in_half_precision(rows, cols, ns_dtype, method, device):
     """Whatever the spectrum: one large σ beside small ones, many decades, or nearly equal ones."""
-    count = 6000 // k
-    sigma = 10 ** (-4 * torch.rand(count, k))
+    count = 6000 // rows
+    sigma = 10 ** (-4 * torch.rand(count, rows))
     sigma[: count // 3, 0] = 1
-    sigma[count // 3 : count // 2] = 10 ** -torch.rand(count // 2 - count // 3, k)
+    sigma[count // 3 : count // 2] = 10 ** -torch.rand(count // 2 - count // 3, rows)
     sigma[-count // 6 :, 2:] *= 1e-4
-    left, right = (torch.linalg.qr(torch.randn(count, n, k)).Q for n in (k, l))
+    left, right = (torch.linalg.qr(torch.randn(count, n, rows)).Q for n in (rows, cols))
     x = ((left * sigma.unsqueeze(1)) @ right.mT).to(device)
     for name, greatest in GREATEST.items():
         y = F.spectral(x, ns_coefficients=name, ns_method=method, ns_dtype=ns_dtype)
