@@ -113,8 +113,9 @@ void step_bucket(const Bucket& bucket, const std::vector<StepGroup>& groups) {
     const EquivariantOptions& options = options_of(groups, index);
     EquivariantParamState& state = state_of(groups, index);
     if (bucket.polar_first) updates[i] = average(options, updates[i], state) * factors[i];
-    if (counts_steps(options, param_of(groups, index)))
+    if (counts_steps(options, param_of(groups, index))) {
       count_step({state.step()}, scalars(bucket.members[i]));
+    }
     apply(groups, index, updates[i]);
   }
   rollback.settle();

@@ -19,8 +19,8 @@ void take_step(const Plan& plan, std::vector<StepGroup>& groups, const StepInput
 // How many steps of parameters the fused kernels have taken in this process; for tests.
 int64_t kernel_count();
 
-// Whether fused kernels are used where they can be (they are), or the reference operations
-// everywhere; for tests.
+// Whether fused steps are used where they can be (they are), or the reference operations; for
+// tests.
 void use_kernels(bool use);
 
 }  // namespace erlangen

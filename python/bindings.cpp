@@ -267,13 +267,13 @@ std::string explain(const py::list& param_groups) {
   return erlangen::explain(groups);
 }
 
-}  // namespace
-
 // Adds a function whose C++ errors and warnings become Python's, as those of torch's own do.
 template <typename Function, typename... Extra>
 void def(py::module_& m, const char* name, Function&& function, const Extra&... extra) {
   m.def(name, torch::wrap_pybind_function(std::forward<Function>(function)), extra...);
 }
+
+}  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Bindings of liberlangen. The public interface is the package erlangen.";

@@ -43,5 +43,6 @@ class TrainerFactory:
                 'optimizer_cls_and_kwargs=(TrainerFactory, {"lr": args.learning_rate, '
                 '"weight_decay": args.weight_decay})'
             )
-        scale = {k: v for k, v in options.items() if k == "adjust_lr_fn"}
-        return Equivariant(param_groups(model, overrides, **scale), **options)
+        scale = options.get("adjust_lr_fn", "match_rms_adamw")
+        groups = param_groups(model, overrides, adjust_lr_fn=scale)
+        return Equivariant(groups, **options)

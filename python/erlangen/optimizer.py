@@ -79,7 +79,7 @@ class Equivariant(Optimizer):
 
     Args:
         params: a model (its groups are made by :func:`erlangen.param_groups`), or dicts with
-            ``params``, ``rule`` and further options. Bare parameters have no rule: give them to a
+            ``params``, ``rule`` and further options. Bare parameters need a ``rule`` here, or a
             preset such as :class:`erlangen.Muon`.
         lr: learning rate, a number or a tensor with one element. A step leaves one that is on a GPU
             to be read there; so with weight_decay.

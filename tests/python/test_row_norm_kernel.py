@@ -183,7 +183,8 @@ def test_every_layout_and_memory_order(template, support, device):
         moved = float((expected[0] - start.cpu()).norm()) + float(start.norm())
         assert float((fused[0] - expected[0]).norm()) <= room * moved, layout
         ran += runs
-    assert ran or support == "gradient"  # for which the rows must be the tensor's own
+    # With that support the rows must be the tensor's own.
+    assert ran or (support == "gradient" and not template.is_contiguous())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
