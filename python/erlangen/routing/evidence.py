@@ -205,7 +205,7 @@ def _judge_embedding(place: Place, claims) -> Finding:
         return undecided(f"what {modules.in_library(place.owner)} does with it is not known")
     # One number a head, as a bias by distance has, is no vector whose features could be rotated.
     heads_of_model = getattr(place.config, "num_attention_heads", None)
-    if modules.in_library(place.owner) and place.module.weight.shape[-1] == heads_of_model:
+    if modules.in_library(place.owner) and place.module.embedding_dim == heads_of_model:
         return undecided("it has one number for each attention head, as a bias by distance has")
     return Finding("embedding")
 
