@@ -35,7 +35,7 @@ def parse_args(documentation: str, argv=None, archs=("qwen3",)) -> argparse.Name
 
     def add(name, help="", **kwargs):
         default = kwargs.get("default")
-        if default is not None and "default" not in help:
+        if default is not None:
             shown = " ".join(default) if isinstance(default, list) else default
             help += f" (default: {shown})"
         parser.add_argument(name, help=help.strip(), **kwargs)

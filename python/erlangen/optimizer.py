@@ -124,8 +124,9 @@ class Equivariant(Optimizer):
                 )
             params = param_groups(params, adjust_lr_fn=defaults["adjust_lr_fn"])
         if isinstance(params, torch.Tensor | str | dict) or not isinstance(params, Iterable):
-            kinds = {torch.Tensor: "a tensor", dict: "a dict"}
-            what = next((n for t, n in kinds.items() if isinstance(params, t)), repr(params))
+            what = "a dict" if isinstance(params, dict) else repr(params)
+            if isinstance(params, torch.Tensor):
+                what = "a tensor"
             raise TypeError(
                 f"{type(self).__name__} was given {what}; allowed: a model, a list of groups, or "
                 "for a preset a list of parameters"
