@@ -27,6 +27,8 @@ bool fits_fused_kernel(double lr_scale) {
   return lr_scale == 1.0 || (lr_scale >= 0x1p-20 && lr_scale <= 0x1p20);
 }
 
+// torch's kernel takes the decay as a number. One that lies in a tensor is the reference's, for to
+// read it here would wait for the device, and a captured graph would keep what it read.
 bool is_fused(const std::vector<StepGroup>& groups, const ParamIndex& index) {
   const EquivariantOptions& options = options_of(groups, index);
   const at::Tensor& param = param_of(groups, index);

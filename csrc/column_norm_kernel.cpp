@@ -131,7 +131,7 @@ std::vector<Job> jobs_of(const Bucket& bucket, const MatrixParam& member, const 
   const at::Tensor& momentum = group.states[member.index.param]->momentum_buffer();
   const StepScalars& scalars = group.scalars(bucket.device);
   if (grad.scalar_type() != param.scalar_type() || o.support() == "gradient" ||
-      scalars.weight_decay.defined() || rounds_stochastically(o, param)) {
+      rounds_stochastically(o, param)) {
     return {};
   }
   const bool units_are_rows = bucket.rule.rule == "row_norm";
@@ -157,6 +157,7 @@ std::vector<Job> jobs_of(const Bucket& bucket, const MatrixParam& member, const 
                                 .lr = o.lr(),
                                 .lr_pointer = address(scalars.lr),
                                 .weight_decay = o.weight_decay(),
+                                .weight_decay_pointer = address(scalars.weight_decay),
                                 .factor = o.lr_scale() * scale},
                      .options = {.rows = columns.rows,
                                  .cols = columns.cols,

@@ -205,7 +205,7 @@ std::optional<Job> job_of(const Bucket& bucket, const MatrixParam& member, const
   const bool rounds = rounds_stochastically(o, param);
   const int64_t cols = view.n();
   if (o.support() == "gradient" && !has_rows_of(param, view)) return {};
-  if (grad.scalar_type() != param.scalar_type() || scalars.weight_decay.defined()) return {};
+  if (grad.scalar_type() != param.scalar_type()) return {};
   std::vector<MatrixView> views;
   for (const at::Tensor* tensor : {&param, &grad, &momentum}) {
     const auto own = view_of(view, *tensor);
@@ -226,6 +226,7 @@ std::optional<Job> job_of(const Bucket& bucket, const MatrixParam& member, const
                               .lr = o.lr(),
                               .lr_pointer = address(scalars.lr),
                               .weight_decay = o.weight_decay(),
+                              .weight_decay_pointer = address(scalars.weight_decay),
                               .factor = o.lr_scale() * shape_scale(bucket.rule, view.m(), cols),
                               .element_strides = rows->strides[kElement],
                               .element_offset = view.offset,

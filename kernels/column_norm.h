@@ -50,7 +50,8 @@ struct ColumnNormTensor {
   double lr;
   const float* lr_pointer;  // null: lr is used
   double weight_decay;
-  double factor;  // lr * factor is the length of a unit's update
+  const float* weight_decay_pointer;  // null: weight_decay is used
+  double factor;                      // lr * factor is the length of a unit's update
 };
 
 // Which columns make a unit: each its own, 2i and 2i + 1, or i and cols / 2 + i.

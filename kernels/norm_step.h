@@ -38,11 +38,17 @@ ERLANGEN_INLINE double lr(const Tensor& tensor) {
   return tensor.lr_pointer ? static_cast<double>(*tensor.lr_pointer) : tensor.lr;
 }
 
+template <typename Tensor>
+ERLANGEN_INLINE double weight_decay(const Tensor& tensor) {
+  return tensor.weight_decay_pointer ? static_cast<double>(*tensor.weight_decay_pointer)
+                                     : tensor.weight_decay;
+}
+
 // What a parameter loses, 1 - decay. Near 1 a float holds decay with an error of 3e-8, much of
 // lr * weight_decay; it holds 1 - decay to full precision.
 template <typename Tensor>
 ERLANGEN_INLINE double lost(const Tensor& tensor) {
-  return lr(tensor) * tensor.weight_decay;
+  return lr(tensor) * weight_decay(tensor);
 }
 
 // Whether the kernels take this combination of types.

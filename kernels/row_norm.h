@@ -47,6 +47,7 @@ struct RowNormTensor {
   double lr;
   const float* lr_pointer;  // where not null, lr is read from there, at run time
   double weight_decay;
+  const float* weight_decay_pointer;  // as lr_pointer
   double factor;  // lr_scale * factor by shape: lr * factor is the length of a row's update
   // For stochastic rounding: where the elements lie in the contiguous parameter, and what else keys
   // their noise.

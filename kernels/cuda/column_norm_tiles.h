@@ -16,8 +16,8 @@
 
 namespace erlangen::kernels::cuda {
 
-constexpr int kStacksPerLaunch = 32;
-constexpr int kChunkRows = 64;  // fixed, so that no sum depends on the device
+constexpr int kStacksPerLaunch = 31;  // as many as fit, see below
+constexpr int kChunkRows = 64;        // fixed, so that no sum depends on the device
 constexpr int kTilePacks = 32;
 constexpr int kTileWarps = 8;
 

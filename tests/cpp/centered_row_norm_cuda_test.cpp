@@ -85,6 +85,7 @@ TEST_F(CenteredRowNormCuda, ScaleOfTheGradientDoesNotMatter) { check_scale_does_
 TEST_F(CenteredRowNormCuda, NotANumberStaysInItsMatrix) { check_nan_stays_in_its_matrix(step); }
 TEST_F(CenteredRowNormCuda, MeanOfManyRows) { check_mean_of_many_rows(step, 15001); }
 TEST_F(CenteredRowNormCuda, OverflowChangesNothing) { check_overflow_changes_nothing(step); }
+TEST_F(CenteredRowNormCuda, ReadsNumbersAtRunTime) { check_reads_numbers_at_run_time(step); }
 TEST_F(CenteredRowNormCuda, ZeroGradientMovesNothing) { check_zero_gradient(step); }
 
 TEST_F(CenteredRowNormCuda, OrderAndDeviceDoNotMatter) {

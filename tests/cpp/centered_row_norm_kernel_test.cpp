@@ -80,6 +80,7 @@ TEST(CenteredRowNormKernel, ScaleOfTheGradientDoesNotMatter) { check_scale_does_
 TEST(CenteredRowNormKernel, NotANumberStaysInItsMatrix) { check_nan_stays_in_its_matrix(step); }
 TEST(CenteredRowNormKernel, MeanOfManyRows) { check_mean_of_many_rows(step, 150001); }
 TEST(CenteredRowNormKernel, OverflowChangesNothing) { check_overflow_changes_nothing(step); }
+TEST(CenteredRowNormKernel, ReadsNumbersAtRunTime) { check_reads_numbers_at_run_time(step); }
 TEST(CenteredRowNormKernel, ZeroGradientMovesNothing) { check_zero_gradient(step); }
 
 TEST(CenteredRowNormKernel, RangesGiveTheSameBits) {

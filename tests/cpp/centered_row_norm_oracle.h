@@ -236,6 +236,23 @@ inline void check_overflow_changes_nothing(const CenteredStep& step) {
   }
 }
 
+// Numbers of few digits, so that their products are exact.
+inline void check_reads_numbers_at_run_time(const CenteredStep& step) {
+  const float lr = 0.125f, weight_decay = 0.5f;
+  for (const Types& types : kTypes) {
+    Problem read(70, make_options(100, types.dtype, types.momentum_dtype));
+    read.draw(1, 1);
+    Problem given = read;
+    given.decay = 1 - lr * weight_decay;
+    given.step_size = lr * read.step_size;
+    read.lr_pointer = &lr;
+    read.weight_decay_pointer = &weight_decay;
+    centered_step(step, &read);
+    centered_step(step, &given);
+    EXPECT_EQ(read.param.bytes, given.param.bytes);
+  }
+}
+
 inline void check_zero_gradient(const CenteredStep& step) {
   Problem problem(70, make_options(100));
   problem.draw(1, 0);

@@ -13,6 +13,7 @@
 #include "cuda_on_host.h"
 #include "kernels/cpu/column_norm.h"
 #include "kernels/cuda/column_norm.cuh"
+#include "kernels/cuda/column_norm_tiles.h"
 
 namespace {
 
@@ -191,7 +192,10 @@ TEST_F(ColumnNormCuda, ManyTensorsInOneCall) {
   std::vector<ColumnNormTensor> tensors;
   for (ColumnProblem& problem : together) tensors.push_back(problem.tensor());
   step(tensors, together[0].options);
-  EXPECT_EQ(cuda_on_host::launches.size(), 3 * ((aligned + 31) / 32 + (unaligned + 31) / 32));
+  const auto calls = [](size_t count) {
+    return (count + cuda::kStacksPerLaunch - 1) / cuda::kStacksPerLaunch;
+  };
+  EXPECT_EQ(cuda_on_host::launches.size(), 3 * (calls(aligned) + calls(unaligned)));
   for (size_t i = 0; i < alone.size(); ++i) {
     if (alone[i].matrices == 0) continue;
     const ColumnProblem before = alone[i];
@@ -265,7 +269,7 @@ TEST_F(ColumnNormCuda, GrowingAndShrinkingColumns) {
 }
 
 TEST_F(ColumnNormCuda, PointersAreRead) {
-  const float lr = 0.125f;
+  const float lr = 0.125f, weight_decay = 0.3f;
   for (const float scale : {8.0f, 3.0f}) {
     for (const float found : {0.0f, 1.0f}) {
       for (const bool nesterov : {false, true}) {
@@ -275,9 +279,11 @@ TEST_F(ColumnNormCuda, PointersAreRead) {
         problem.options.found_inf = &found;
         ColumnNormTensor tensor = problem.tensor();
         tensor.lr_pointer = &lr;
-        const ColumnProblem before = problem;
+        tensor.weight_decay_pointer = &weight_decay;
+        ColumnProblem before = problem;
         step({tensor}, problem.options);
         if (found == 0) {
+          before.weight_decay = weight_decay;
           check_against_oracle(before, problem, kSummands, lr, scale);
         } else {
           EXPECT_EQ(problem.param.bytes, before.param.bytes);

@@ -131,10 +131,10 @@ TEST(ColumnNormKernel, NotANumberStaysInItsUnit) {
   }
 }
 
-// ---- What may stand elsewhere: the learning rate, the gradient's scale, whether it overflowed
+// ---- What may stand elsewhere: learning rate, decay, the gradient's scale, whether it overflowed
 
 TEST(ColumnNormKernel, PointersAreRead) {
-  const float lr = 0.125f;
+  const float lr = 0.125f, weight_decay = 0.3f;
   for (const float scale : {8.0f, 3.0f}) {
     for (const float found : {0.0f, 1.0f}) {
       ColumnProblem problem(1, column_options(70, 9));
@@ -143,9 +143,11 @@ TEST(ColumnNormKernel, PointersAreRead) {
       problem.options.found_inf = &found;
       ColumnNormTensor tensor = problem.tensor();
       tensor.lr_pointer = &lr;
-      const ColumnProblem before = problem;
+      tensor.weight_decay_pointer = &weight_decay;
+      ColumnProblem before = problem;
       step(tensor, problem.options);
       if (found == 0) {
+        before.weight_decay = weight_decay;
         check_against_oracle(before, problem, kSummands, lr, scale);
       } else {
         EXPECT_EQ(problem.param.bytes, before.param.bytes);

@@ -75,6 +75,7 @@ struct ColumnProblem {
             .lr = lr,
             .lr_pointer = nullptr,
             .weight_decay = weight_decay,
+            .weight_decay_pointer = nullptr,
             .factor = factor};
   }
 };

@@ -296,10 +296,12 @@ TEST_F(RowNormCuda, ReadsNumbersAtRunTime) {
   for (const Branch& branch : branches(DType::bfloat16)) {
     Problem start = problem_for(branch, kTypes[3], branch.first, 7, 1);
     start.options.stochastic_rounding = true;
-    const float lr = 0.125f, number = 11, scale = 1024, fine = 0, overflow = 1;
+    const float lr = 0.125f, weight_decay = 0.3f, number = 11;
+    const float scale = 1024, fine = 0, overflow = 1;
     Problem expected = start;
     RowNormTensor given = expected.tensor();
     given.lr = lr;
+    given.weight_decay = weight_decay;
     given.step = 11;
     for (int64_t r = 0; r < start.rows; ++r) {
       for (int64_t c = 0; c < start.options.cols; ++c) {
@@ -312,6 +314,7 @@ TEST_F(RowNormCuda, ReadsNumbersAtRunTime) {
     problem.options.found_inf = &fine;
     RowNormTensor read = problem.tensor();
     read.lr_pointer = &lr;
+    read.weight_decay_pointer = &weight_decay;
     read.step_pointer = &number;
     step({read}, problem.options);
     ASSERT_EQ(problem.param.bytes, expected.param.bytes) << branch.first << " columns";

@@ -335,7 +335,7 @@ TEST(RowNormKernel, NoNoiseWhereNothingIsRounded) {
 
 // ---- Numbers that are read at run time
 
-TEST(RowNormKernel, ReadsRateAndStepAtRunTime) {
+TEST(RowNormKernel, ReadsNumbersAtRunTime) {
   RowNormOptions options = make_options(100, DType::bfloat16);
   options.stochastic_rounding = true;
   Problem expected(3, options);
@@ -343,11 +343,13 @@ TEST(RowNormKernel, ReadsRateAndStepAtRunTime) {
   Problem problem = expected;
   RowNormTensor given = expected.tensor();
   given.lr = 0.125f;
+  given.weight_decay = 0.3f;
   given.step = 11;
   row_norm_step(given, options, 0, 3);
-  const float lr = 0.125f, step = 11;
+  const float lr = 0.125f, weight_decay = 0.3f, step = 11;
   RowNormTensor read = problem.tensor();
   read.lr_pointer = &lr;
+  read.weight_decay_pointer = &weight_decay;
   read.step_pointer = &step;
   row_norm_step(read, options, 0, 3);
   EXPECT_EQ(problem.param.bytes, expected.param.bytes);

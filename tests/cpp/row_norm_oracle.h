@@ -130,6 +130,8 @@ struct Problem {
   Buffer param, grad, momentum;
   double decay = 0.98;
   double step_size = 0.25;
+  const float* lr_pointer = nullptr;
+  const float* weight_decay_pointer = nullptr;
   int64_t position = 0, noise_step = 1;
 
   // The three buffers are padded differently. `inner` 0: all rows are one block.
@@ -168,8 +170,9 @@ struct Problem {
             .grad_strides = grad.strides(),
             .momentum_strides = momentum.strides(),
             .lr = 1,
-            .lr_pointer = nullptr,
+            .lr_pointer = lr_pointer,
             .weight_decay = 1 - decay,
+            .weight_decay_pointer = weight_decay_pointer,
             .factor = step_size,
             .element_strides = contiguous().strides(),
             .element_offset = 0,

@@ -50,10 +50,11 @@ std::vector<Case> cases() {
 
 // Parameters and their state, stepped as a GPU would.
 struct Stepped {
-  explicit Stepped(const Case& c) {
+  explicit Stepped(const Case& c,
+                   const std::vector<std::vector<int64_t>>& shapes = {{6, 4}, {6, 4}, {4, 6}}) {
     torch::manual_seed(3);
     group.options = c.options;
-    for (const auto& sizes : {std::vector<int64_t>{6, 4}, {6, 4}, {4, 6}}) {
+    for (const auto& sizes : shapes) {
       group.params.push_back(parameter(sizes, c.dtype));
       group.states.push_back(&states.emplace_back());
     }
@@ -62,6 +63,10 @@ struct Stepped {
   void step(int64_t seed, const StepInputs& inputs, double grad_factor = 1.0) {
     set_grads(group.params, seed);
     for (const auto& param : group.params) param.mutable_grad().mul_(grad_factor);
+    take(inputs);
+  }
+
+  void take(const StepInputs& inputs) {
     std::vector<StepGroup> groups = {group};
     plan.update(groups);
     take_step(plan, groups, inputs);
@@ -162,6 +167,64 @@ TEST(Scalars, RatesInTensorsAreTheRates) {
     tensors.step(2, {});
     const auto after = tensors.tensors();
     for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(torch::equal(after[i], before[i]));
+  }
+}
+
+// Of gradients +-1, in turns along rows and columns, of which there are powers of two, all rules
+// have exact directions: kernels and reference operations agree to the bit.
+void checkerboard_grads(const std::vector<torch::Tensor>& params) {
+  for (const auto& param : params) {
+    const auto row = torch::arange(param.size(0)).unsqueeze(1);
+    const auto odd = (row + torch::arange(param.size(1))).remainder(2);
+    param.mutable_grad() = (1 - 2 * odd).to(param.scalar_type());
+  }
+}
+
+TEST(Scalars, KernelsReadRatesFromTensors) {
+  const std::vector<Case> fused_cases = {
+      {"row_norm", rule("row_norm")},
+      {"row_norm cautious", rule("row_norm").decay("cautious")},
+      {"row_norm support", rule("row_norm").support("gradient")},
+      {"row_norm rounded", rule("row_norm").stochastic_rounding(true), at::kBFloat16},
+      {"row_norm float64", rule("row_norm"), at::kDouble},
+      {"centered", rule("row_norm").center(true)},
+      {"centered float64", rule("row_norm").center(true), at::kDouble},
+      {"column_norm", rule("column_norm")},
+      {"column_norm cautious", rule("column_norm").decay("cautious")},
+      {"column_norm bfloat16", rule("column_norm"), at::kBFloat16},
+      {"column_norm float64", rule("column_norm"), at::kDouble},
+  };
+  for (Case c : fused_cases) {
+    c.options.momentum(0.0).adjust_lr_fn("none");
+    for (const bool lr_in_tensor : {false, true}) {
+      for (const bool decay_in_tensor : {false, true}) {
+        SCOPED_TRACE(::testing::Message() << c.name << ", in tensors: lr " << lr_in_tensor
+                                          << " weight_decay " << decay_in_tensor);
+        Stepped fused(c, {{16, 4}, {4, 16}}), reference(c, {{16, 4}, {4, 16}});
+        for (const double size : {0.1, 0.7}) {  // the second step sees new numbers
+          for (Stepped* each : {&fused, &reference}) {
+            StepGroup& group = each->group;
+            group.options.lr(lr_in_tensor ? 1e6 : size);  // 1e6: not read
+            group.options.weight_decay(decay_in_tensor ? 1e6 : 3 * size);
+            if (lr_in_tensor) group.lr = scalar(size);
+            if (decay_in_tensor) group.weight_decay = scalar(3 * size);
+            checkerboard_grads(group.params);
+          }
+          const auto before = fused.tensors();
+          const int64_t count = kernel_count();
+          fused.take({});
+          EXPECT_EQ(kernel_count(), count + 2);
+          use_kernels(false);
+          reference.take({});
+          use_kernels(true);
+          EXPECT_EQ(kernel_count(), count + 2);
+          expect_same(fused.tensors(), reference.tensors());
+          for (size_t i = 0; i < 2; ++i) {
+            EXPECT_FALSE(torch::equal(fused.tensors()[i], before[i]));
+          }
+        }
+      }
+    }
   }
 }
 

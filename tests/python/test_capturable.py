@@ -1,5 +1,5 @@
 """capturable=True: what it refuses, and steps in CUDA graphs, whose replays equal eager steps to
-the bit. A replay sees new gradients and a new rate only through the tensors that it was captured
+the bit. A replay sees new gradients, rates and decays only through the tensors that it was captured
 with."""
 
 import copy
@@ -10,6 +10,7 @@ import erlangen
 import pytest
 import torch
 from conftest import needs_gpu
+from erlangen import _C
 from state_helpers import (
     Picture,
     gradients,
@@ -48,6 +49,7 @@ CASES = {
     "adamw cautious": {"rule": "adamw", "decay": "cautious"},
     "adamw rounded": {"rule": "adamw", "stochastic_rounding": True},
 }
+IN_TENSORS = pytest.mark.parametrize("decay_in_tensor", [False, True], ids=["lr", "lr, decay"])
 
 
 def dtype_of(options) -> torch.dtype:
@@ -57,7 +59,7 @@ def dtype_of(options) -> torch.dtype:
 class Twin:
     """Parameters with gradients that stay in place, and an optimizer that can be captured."""
 
-    def __init__(self, options, device="cuda", lr=0.02, **more):
+    def __init__(self, options, device="cuda", lr=0.02, decay_in_tensor=False, **more):
         torch.manual_seed(0)
         dtype = dtype_of(options)
         self.params = [
@@ -66,9 +68,11 @@ class Twin:
         for p in self.params:
             p.grad = torch.zeros_like(p)
         self.lr = torch.tensor(lr, device=device)
+        self.decay = torch.tensor(0.1, device=device)
+        decay = self.decay if decay_in_tensor else 0.1
         self.optimizer = erlangen.Equivariant(
             [{"params": self.params, **options}],
-            **{"lr": self.lr, "weight_decay": 0.1, "capturable": True, **more},
+            **{"lr": self.lr, "weight_decay": decay, "capturable": True, **more},
         )
 
     def fill(self, seed, factor=1.0):
@@ -159,15 +163,17 @@ def test_schedulers_keep_a_tensor(shape, device):
 
 
 @needs_gpu
+@IN_TENSORS
 @pytest.mark.parametrize("case", CASES)
-def test_replays_equal_eager_steps(case):
-    captured, eager = Twin(CASES[case]), Twin(CASES[case])
+def test_replays_equal_eager_steps(case, decay_in_tensor):
+    captured, eager = (Twin(CASES[case], decay_in_tensor=decay_in_tensor) for _ in range(2))
     graph = captured.captured()
     eager.warm_up()
     assert_same(captured, eager)
-    for step, rate in enumerate((0.02, 0.5, 0.0, 0.125)):
+    for step, (rate, decay) in enumerate([(0.02, 0.1), (0.5, 0.7), (0.0, 0.7), (0.125, 2.0)]):
         for twin in (captured, eager):
             twin.lr.fill_(rate)
+            twin.decay.fill_(decay)  # of no effect where it is not the group's
             twin.fill(10 + step)
         before = values(captured.params)
         graph.replay()
@@ -177,42 +183,27 @@ def test_replays_equal_eager_steps(case):
 
 
 @needs_gpu
+@IN_TENSORS
 @pytest.mark.parametrize("case", CASES)
-def test_rate_in_a_tensor_equals_a_number(case):
-    """One step from the same start: a few roundings of the update and of the value."""
-    tensor, number = Twin(CASES[case], lr=0.25), Twin(CASES[case], lr=0.25)
-    number.optimizer.param_groups[0]["lr"] = 0.25
+def test_tensors_equal_numbers(case, decay_in_tensor):
+    """One step from the same start: a few roundings of the update and of the value. The fused norm
+    kernels take it from tensors too."""
+    tensor = Twin(CASES[case], lr=0.25, decay_in_tensor=decay_in_tensor)
+    tensor.decay.fill_(2.0)
+    number = Twin(CASES[case])
+    number.optimizer.param_groups[0].update(lr=0.25, weight_decay=2.0 if decay_in_tensor else 0.1)
     start = values(tensor.params)
     for twin in (tensor, number):
         twin.fill(1)
+        count = _C.kernel_count()
         twin.optimizer.step()
+        fused = CASES[case]["rule"] in ("row_norm", "column_norm")
+        assert not fused or _C.kernel_count() == count + 2
     unit = torch.finfo(dtype_of(CASES[case])).eps
     for p, q, before in zip(tensor.params, number.params, start, strict=True):
         size = before.abs() + (q - before).abs()
         assert ((p - q).abs() <= 8 * unit * size.max()).all()
         assert not same_bits(q, before)
-
-
-@needs_gpu
-@pytest.mark.parametrize("case", ["spectral", "row_norm", "adamw", "adamw cautious"])
-def test_weight_decay_in_a_tensor(case):
-    decay = torch.tensor(0.5, device="cuda")
-    captured = Twin(CASES[case], weight_decay=decay)
-    graph = captured.captured()
-    captured.lr.fill_(0.125)
-    decay.fill_(4.0)
-    for p in captured.params:
-        p.grad.zero_()
-        captured.optimizer.state[p] = {
-            name: tensor.zero_() for name, tensor in captured.optimizer.state[p].items()
-        }
-    before = values(captured.params)
-    graph.replay()
-    kept = (
-        1.0 if "cautious" in case else 0.5
-    )  # 1 - 0.125 * 4; nothing moves, so caution never decays
-    for p, q in zip(captured.params, before, strict=True):
-        torch.testing.assert_close(p.detach(), kept * q, rtol=1e-6, atol=0)
 
 
 @needs_gpu
