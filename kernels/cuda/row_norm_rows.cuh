@@ -14,20 +14,19 @@ namespace erlangen::kernels::cuda {
 template <typename Param, typename Momentum, typename Compute>
 struct Row {
   const RowNormTensor& tensor;
+  row_norm::RowPlace place;
   int64_t run;  // columns of a contiguous run
   Param* param;
   const Param* grad;
   Momentum* momentum;
-  int64_t element;  // of the first column in the contiguous parameter
 
   __device__ __forceinline__ Row(const RowNormTensor& tensor, const RowNormOptions& options,
                                  const row_norm::RowPlace& place)
-      : tensor(tensor), run(options.segments == 1 ? options.cols : options.cols / 2) {
+      : tensor(tensor), place(place), run(options.segments == 1 ? options.cols : options.cols / 2) {
     param = static_cast<Param*>(tensor.param) + row_norm::row_start(tensor.param_strides, place);
     grad = static_cast<const Param*>(tensor.grad) + row_norm::row_start(tensor.grad_strides, place);
     momentum = static_cast<Momentum*>(tensor.momentum) +
                row_norm::row_start(tensor.momentum_strides, place);
-    element = tensor.element_offset + row_norm::row_start(tensor.element_strides, place);
   }
 
   // Computed where they are wanted: kept from the start they would cost registers meanwhile.
@@ -51,8 +50,10 @@ struct Row {
   __device__ __forceinline__ Momentum* momentum_at(int64_t c) const {
     return momentum + at(c, tensor.momentum_strides);
   }
+  // In the contiguous parameter. Computed where it is wanted, too.
   __device__ __forceinline__ int64_t element_at(int64_t c) const {
-    return element + at(c, tensor.element_strides);
+    return tensor.element_offset + row_norm::row_start(tensor.element_strides, place) +
+           at(c, tensor.element_strides);
   }
 };
 
