@@ -1,7 +1,7 @@
 #include "column_norm_kernel.h"
 
+#include "kernel_step.h"
 #include "kernels/cpu/column_norm.h"
-#include "row_norm_kernel.h"
 #include "step_parts.h"
 
 #include <ATen/Parallel.h>
@@ -118,10 +118,6 @@ struct Job {
   ColumnNormTensor tensor;
   ColumnNormOptions options;
 };
-
-void* element(const at::Tensor& tensor, int64_t offset) {
-  return static_cast<char*>(tensor.data_ptr()) + offset * tensor.element_size();
-}
 
 // One for each section; none where the kernel does not take the parameter.
 std::vector<Job> jobs_of(const Bucket& bucket, const MatrixParam& member, const StepGroup& group) {
@@ -295,12 +291,7 @@ bool column_norm_kernel_step(const Bucket& bucket, const std::vector<StepGroup>&
 #ifdef ERLANGEN_CUDA
   if (bucket.device.is_cuda()) run_on_cuda(std::move(jobs), bucket.device);
 #endif
-  for (const MatrixParam& member : bucket.members) {
-    const StepGroup& group = groups[member.index.group];
-    // The kernel writes behind autograd's back.
-    group.params[member.index.param].unsafeGetTensorImpl()->bump_version();
-    group.states[member.index.param]->momentum_buffer().unsafeGetTensorImpl()->bump_version();
-  }
+  mark_changed(bucket, groups);
   count_kernel_steps(static_cast<int64_t>(bucket.members.size()));
   return true;
 }

@@ -21,18 +21,10 @@
 
 #include "norm_step.h"
 #include "philox.h"
+#include "row_strides.h"
 #include "types.h"
 
 namespace erlangen::kernels {
-
-// Where a buffer keeps its rows, counted in elements. Row r of blocks of `inner` rows starts at
-// (r / inner) * outer + (r % inner) * row. Its columns are one contiguous run, or two, each half of
-// them, the second `segment` after the first.
-struct RowStrides {
-  int64_t outer;
-  int64_t row;
-  int64_t segment;
-};
 
 // One parameter, rows x cols. The three buffers must not overlap.
 struct RowNormTensor {
@@ -94,8 +86,8 @@ using norm_step::updated;
 
 ERLANGEN_INLINE double step_size(const RowNormTensor& tensor) { return lr(tensor) * tensor.factor; }
 
-ERLANGEN_INLINE RoundingNoise rounding_noise(const RowNormTensor& tensor,
-                                             const RowNormOptions& options) {
+template <typename Tensor, typename Options>
+ERLANGEN_INLINE RoundingNoise rounding_noise(const Tensor& tensor, const Options& options) {
   const int64_t step =
       tensor.step_pointer ? static_cast<int64_t>(*tensor.step_pointer) : tensor.step;
   return {options.seed, static_cast<uint32_t>(step), static_cast<uint32_t>(tensor.position)};
