@@ -113,15 +113,6 @@ at::Tensor exact_by_gram(const at::Tensor& x, double cutoff) {
   return at::matmul(q * root.unsqueeze(-2), at::matmul(q.mT(), x));
 }
 
-at::ScalarType product_dtype(const at::Tensor& x, const std::string& ns_dtype) {
-  if (ns_dtype == "float32") return at::kFloat;
-  if (ns_dtype == "bfloat16") return at::kBFloat16;
-  if (ns_dtype == "float16") return at::kHalf;
-  if (x.scalar_type() == at::kDouble) return at::kDouble;
-  // float16 over bfloat16 where both are as fast: every entry is at most 1 here.
-  return x.is_cuda() ? at::kHalf : at::kFloat;
-}
-
 }  // namespace
 
 std::vector<std::string> coefficient_set_names() {
@@ -144,17 +135,45 @@ Triples iteration_steps(const PolarOptions& options) {
   return steps;
 }
 
+PolarForm polar_form(const at::Tensor& x, Side side, int64_t k, int64_t l,
+                     const PolarOptions& options) {
+  const std::string& name = options.ns_dtype;
+  // float16 over bfloat16 where both are as fast: every entry is at most 1 here.
+  const at::ScalarType dtype = name == "float32"                ? at::kFloat
+                               : name == "bfloat16"             ? at::kBFloat16
+                               : name == "float16"              ? at::kHalf
+                               : x.scalar_type() == at::kDouble ? at::kDouble
+                               : x.is_cuda()                    ? at::kHalf
+                                                                : at::kFloat;
+  // Steps of a one-sided rule are cheaper on its Gram matrix, whatever its shape. In bfloat16,
+  // where the Gram form begins anew with every step, no shape makes it so.
+  const bool gram =
+      options.ns_method == "gram" || (options.ns_method == "auto" && dtype != at::kBFloat16 &&
+                                      (side != Side::shorter || gram_form_is_cheaper(k, l)));
+  return {gram, dtype};
+}
+
+bool takes_columns(Side side, int64_t m, int64_t n) {
+  return side == Side::right || (side == Side::shorter && m > n);
+}
+
+void polar_normalised(const at::Tensor& x, const PolarForm& form, const PolarOptions& options) {
+  // Autocast would take the products out of the type that ns_dtype asks for.
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  polar_iteration(x, iteration_steps(options), form.gram);
+}
+
 at::Tensor polar(const at::Tensor& x, Side side, const PolarOptions& options) {
   const int64_t m = x.size(-2), n = x.size(-1);
   // From here on the Gram matrix is that of the rows.
-  const bool transposed = side == Side::right || (side == Side::shorter && m > n);
+  const bool transposed = takes_columns(side, m, n);
   const auto [scaled, exponent] = reference::prescale(transposed ? x.mT() : x, {-2, -1});
   const int64_t k = scaled.size(-2), l = scaled.size(-1);
 
-  // Autocast would take the products out of the type that ns_dtype asks for.
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   at::Tensor result;
   if (options.ns_method == "exact") {
+    // Autocast would take the products out of float64.
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     // Decompositions refuse NaN and infinity, which the other methods hand on as NaN.
     const at::Tensor finite = scaled.isfinite().all(-1, true).all(-2, true);
     const at::Tensor wide = scaled.to(at::kDouble).masked_fill(finite.logical_not(), 0.0);
@@ -165,8 +184,8 @@ at::Tensor polar(const at::Tensor& x, Side side, const PolarOptions& options) {
     result = result * wide.ne(0.0).any(-1, true) * wide.ne(0.0).any(-2, true);
     result = result.masked_fill(finite.logical_not(), std::numeric_limits<double>::quiet_NaN());
   } else {
-    const at::ScalarType dtype = product_dtype(x, options.ns_dtype);
-    const at::Tensor cast = scaled.to(dtype);
+    const PolarForm form = polar_form(x, side, k, l, options);
+    const at::Tensor cast = scaled.to(form.dtype);
     // The norm of what the iteration sees, not of what it was cast from: rounding could otherwise
     // push a singular value over the polynomials' limit.
     at::Tensor norm = at::linalg_vector_norm(cast, 2, {-2, -1}, true, x.scalar_type());
@@ -176,12 +195,7 @@ at::Tensor polar(const at::Tensor& x, Side side, const PolarOptions& options) {
     }
     result = empty_matrices(cast.sizes(), cast.options());
     at::mul_out(result, cast, safe_reciprocal(norm, norm.eq(0.0)));
-    // Steps of a one-sided rule are cheaper on its Gram matrix, whatever its shape. In bfloat16,
-    // where the Gram form begins anew with every step, no shape makes it so.
-    const bool gram =
-        options.ns_method == "gram" || (options.ns_method == "auto" && dtype != at::kBFloat16 &&
-                                        (side != Side::shorter || gram_form_is_cheaper(k, l)));
-    polar_iteration(result, iteration_steps(options), gram);
+    polar_normalised(result, form, options);
   }
   result = result.to(x.scalar_type());
   return transposed ? result.mT() : result;

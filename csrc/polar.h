@@ -26,4 +26,23 @@ std::vector<std::array<double, 3>> iteration_steps(const PolarOptions& options);
 // x's type, by a decomposition in float64; else what the polynomials make of σ/‖X‖_F.
 at::Tensor polar(const at::Tensor& x, Side side, const PolarOptions& options);
 
+// How the iteration goes about matrices of one shape: on X or on its Gram matrix, and the type of
+// its products.
+struct PolarForm {
+  bool gram;
+  at::ScalarType dtype;
+};
+
+// For k×l matrices of the type and on the device that x has, the Gram matrix k×k; the method is not
+// "exact".
+PolarForm polar_form(const at::Tensor& x, Side side, int64_t k, int64_t l,
+                     const PolarOptions& options);
+
+// Whether the Gram matrix is that of the columns: the iteration then works on the transposes.
+bool takes_columns(Side side, int64_t m, int64_t n);
+
+// Overwrites x [B, k, l], in form.dtype, laid out as by empty_matrices, and of Frobenius norm at
+// most 1, by the iteration's result.
+void polar_normalised(const at::Tensor& x, const PolarForm& form, const PolarOptions& options);
+
 }  // namespace erlangen

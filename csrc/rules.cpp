@@ -1,7 +1,6 @@
 #include "rules.h"
 
 #include "check.h"
-#include "polar.h"
 #include "reference.h"
 
 #include <ATen/TensorOperators.h>
@@ -24,12 +23,6 @@ at::Tensor nuclear_norm_power(const at::Tensor& z, const at::Tensor& polar_z, do
   const at::Tensor sum = (scaled * polar_z).sum({-2, -1}, true, at::kDouble);
   const at::Tensor norm = sum.clamp_min(0.0) * reference::power_of_two(exponent, at::kDouble);
   return norm.pow(alpha).masked_fill(norm.eq(0.0), 0.0).to(z.scalar_type());
-}
-
-Side side_of(const std::string& rule) {
-  if (rule == "right_spectral") return Side::right;
-  if (rule == "left_spectral") return Side::left;
-  return Side::shorter;
 }
 
 // A bare rule on [..., m, n], computed in float32 (float64 for float64) and rounded once.
@@ -60,6 +53,12 @@ RuleOptions RuleOptions::from(const EquivariantOptions& options) {
           .adjust_lr_fn = options.adjust_lr_fn(),
           .polar = {options.ns_coefficients(), options.ns_steps(), options.ns_method(),
                     options.ns_dtype(), options.ns_eps()}};
+}
+
+Side side_of(const std::string& rule) {
+  if (rule == "right_spectral") return Side::right;
+  if (rule == "left_spectral") return Side::left;
+  return Side::shorter;
 }
 
 Direction direction(const at::Tensor& x, const RuleOptions& options) {

@@ -10,6 +10,8 @@
 
 #include <string>
 
+#include "polar.h"
+
 namespace erlangen {
 
 // The options that decide a direction. Parameters that agree in them can share a batch.
@@ -24,6 +26,9 @@ struct RuleOptions {
   static RuleOptions from(const EquivariantOptions& options);
   bool operator==(const RuleOptions&) const = default;
 };
+
+// The side whose Gram matrix a polar rule goes through.
+Side side_of(const std::string& rule);
 
 struct Direction {
   at::Tensor value;   // [B, m, n]
