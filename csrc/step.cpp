@@ -4,6 +4,7 @@
 #include "check.h"
 #include "column_norm_kernel.h"
 #include "device.h"
+#include "polar_kernel.h"
 #include "reference.h"
 #include "row_norm_kernel.h"
 #include "step_parts.h"
@@ -30,10 +31,6 @@ at::ScalarType state_dtype(const EquivariantOptions& options, const at::Tensor& 
 
 at::Tensor zero_state(const EquivariantOptions& options, const at::Tensor& param) {
   return at::zeros_like(param, param.options().dtype(state_dtype(options, param)));
-}
-
-bool takes_nesterov(const EquivariantOptions& options) {
-  return options.nesterov().value_or(options.rule() == "spectral");
 }
 
 // m ← lerp(m, x, 1 − β); returns m, or lerp(x, m, β) under Nesterov, in x's precision.
@@ -192,7 +189,10 @@ void take_step(const Plan& plan, std::vector<StepGroup>& groups, const StepInput
   create_state(plan, groups);
   for (const Bucket& bucket : plan.buckets()) {
     const c10::DeviceGuard guard(bucket.device);
-    if (row_norm_kernel_step(bucket, groups) || column_norm_kernel_step(bucket, groups)) continue;
+    if (row_norm_kernel_step(bucket, groups) || column_norm_kernel_step(bucket, groups) ||
+        polar_kernel_step(bucket, groups)) {
+      continue;
+    }
     step_bucket(bucket, groups);
   }
   step_adamw(plan.adamw(), groups);

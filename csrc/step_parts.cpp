@@ -26,6 +26,10 @@ const StepScalars& scalars_of(const std::vector<StepGroup>& groups, const ParamI
   return groups[index.group].scalars(param_of(groups, index).device());
 }
 
+bool takes_nesterov(const EquivariantOptions& options) {
+  return options.nesterov().value_or(options.rule() == "spectral");
+}
+
 bool rounds_stochastically(const EquivariantOptions& options, const at::Tensor& param) {
   return options.stochastic_rounding() && param.scalar_type() == at::kBFloat16;
 }

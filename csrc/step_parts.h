@@ -17,6 +17,8 @@ EquivariantParamState& state_of(const std::vector<StepGroup>& groups, const Para
 // On the parameter's device.
 const StepScalars& scalars_of(const std::vector<StepGroup>& groups, const ParamIndex& index);
 
+bool takes_nesterov(const EquivariantOptions& options);
+
 // Whether the parameter is rounded with noise, which differs from step to step.
 bool rounds_stochastically(const EquivariantOptions& options, const at::Tensor& param);
 // Whether its step continues from a step count.

@@ -130,9 +130,9 @@ ERLANGEN_INLINE void update_rounding(BFloat16* __restrict__ param,
 }
 
 // One contiguous run of a row, as the options ask.
-template <typename Param, typename Compute>
+template <typename Param, typename Compute, typename Options>
 ERLANGEN_INLINE void update_run(Param* param, const Compute* direction, int64_t cols,
-                                const RowUpdate<Compute>& u, const RowNormOptions& options,
+                                const RowUpdate<Compute>& u, const Options& options,
                                 const RoundingNoise& noise, int64_t element) {
   if constexpr (std::is_same_v<Param, BFloat16>) {
     if (options.stochastic_rounding) {

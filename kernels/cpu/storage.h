@@ -16,6 +16,9 @@
 #define ERLANGEN_CPU_CLONES
 #endif
 
+// For lambdas that a clone calls: only what is inlined into it gets its instruction set.
+#define ERLANGEN_INLINE_LAMBDA __attribute__((always_inline))
+
 namespace erlangen::kernels::cpu {
 
 struct BFloat16 {

@@ -1,0 +1,17 @@
+// From buckets to the fused kernels around the polar iteration.
+#pragma once
+
+#include <vector>
+
+#include "plan.h"
+
+namespace erlangen {
+
+// Steps a whole bucket: the kernels of its device take momentum and normalisation, then the
+// parameters' update, all logical matrices of a section at once; between the two the iteration of
+// polar.h. False, with nothing changed, where they do not take it: another rule, centering,
+// polar-first momentum, ns_method "exact", an alpha, support "gradient", gradients of another type
+// than their parameters, or rows that the kernels cannot say (Rows, kernel_step.h).
+bool polar_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& groups);
+
+}  // namespace erlangen
