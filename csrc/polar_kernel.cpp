@@ -12,7 +12,15 @@
 
 #include <algorithm>
 #include <optional>
+#include <tuple>
 #include <utility>
+
+#ifdef ERLANGEN_CUDA
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "kernels/cuda/polar_update.cuh"
+#endif
 
 namespace erlangen {
 
@@ -62,12 +70,14 @@ std::optional<Job> job_of(const Bucket& bucket, const MatrixParam& member, const
     views.push_back(*own);
   }
   if (rounds) views.push_back(view);
-  // Contiguous are the logical columns, or the logical rows.
   auto rows = rows_of(views, /*keep_matrices=*/true);
-  const bool across = !rows;
-  if (across) {
+  // Or logical columns lie in memory as rows do; two runs are no reason to pass those by.
+  bool across = false;
+  if (!rows || rows->segments > 1) {
     std::transform(views.begin(), views.end(), views.begin(), transposed);
-    rows = rows_of(views, /*keep_matrices=*/true);
+    auto columns = rows_of(views, /*keep_matrices=*/true);
+    across = columns && (!rows || columns->segments == 1);
+    if (across) rows = std::move(columns);
   }
   if (!rows) return {};
   rows->strides.resize(kElement + 1);
@@ -271,6 +281,51 @@ void run_on_cpu(const Section& section, const at::Tensor& x, const PolarOptions&
   passes.finish();
 }
 
+#ifdef ERLANGEN_CUDA
+bool same_call(const PolarUpdateOptions& a, const PolarUpdateOptions& b) {
+  const auto fields = [](const PolarUpdateOptions& o) {
+    return std::tie(o.matrices, o.rows, o.cols, o.segments, o.transposed, o.param_strides,
+                    o.grad_strides, o.momentum_strides, o.element_strides, o.element_offset,
+                    o.momentum_dtype, o.momentum, o.nesterov, o.maximize, o.cautious,
+                    o.stochastic_rounding, o.seed, o.found_inf, o.grad_scale);
+  };
+  return fields(a) == fields(b);
+}
+
+// Jobs that agree in their options: one launch a pass.
+struct Call {
+  PolarUpdateOptions options;
+  std::vector<PolarTensor> tensors = {};
+  at::Tensor scratch = {};
+
+  int64_t count() const { return static_cast<int64_t>(tensors.size()); }
+};
+
+void run_on_cuda(const Section& section, const at::Tensor& x, const PolarOptions& options) {
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream(x.get_device());
+  std::vector<Call> calls;
+  for (const Job& job : section.jobs) {
+    auto call = std::find_if(calls.begin(), calls.end(), [&](const Call& candidate) {
+      return same_call(candidate.options, job.options);
+    });
+    if (call == calls.end()) call = calls.insert(calls.end(), Call{job.options});
+    call->tensors.push_back(job.tensor);
+  }
+  for (Call& call : calls) {
+    call.scratch =
+        at::empty({kernels::cuda::polar_update_scratch_bytes(call.count(), call.options)},
+                  x.options().dtype(at::kByte));
+    C10_CUDA_CHECK(kernels::cuda::polar_update_prepare(
+        call.tensors.data(), call.count(), call.options, call.scratch.mutable_data_ptr(), stream));
+  }
+  polar_normalised(x, section.form, options);
+  for (const Call& call : calls) {
+    C10_CUDA_CHECK(kernels::cuda::polar_update_finish(call.count(), call.options,
+                                                      call.scratch.mutable_data_ptr(), stream));
+  }
+}
+#endif
+
 }  // namespace
 
 bool polar_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& groups) {
@@ -278,7 +333,7 @@ bool polar_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& group
   const bool polar_rule =
       rule.rule == "spectral" || rule.rule == "right_spectral" || rule.rule == "left_spectral";
   if (!polar_rule || rule.center || rule.alpha != 0.0 || rule.polar.ns_method == "exact" ||
-      bucket.polar_first || !bucket.device.is_cpu() || !has_kernels(bucket.device)) {
+      bucket.polar_first || !has_kernels(bucket.device)) {
     return false;
   }
   std::vector<Section> sections;
@@ -302,7 +357,10 @@ bool polar_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& group
       job.options.x_row = x.stride(1);
       job.options.x_matrix = x.stride(0);
     }
-    run_on_cpu(section, x, rule.polar);
+    if (bucket.device.is_cpu()) run_on_cpu(section, x, rule.polar);
+#ifdef ERLANGEN_CUDA
+    if (bucket.device.is_cuda()) run_on_cuda(section, x, rule.polar);
+#endif
   }
   count_kernel_steps(static_cast<int64_t>(bucket.members.size()));
   return true;

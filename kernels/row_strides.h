@@ -13,6 +13,10 @@ struct RowStrides {
   int64_t outer;
   int64_t row;
   int64_t segment;
+
+  bool operator==(const RowStrides& other) const {
+    return outer == other.outer && row == other.row && segment == other.segment;
+  }
 };
 
 }  // namespace erlangen::kernels

@@ -5,8 +5,6 @@
 // with the loads of several rows in flight; a warp reads whole lines. The sums of the warps, and
 // then of the chunks, are added in a fixed order.
 
-#include <algorithm>
-
 #include "column_norm.cuh"
 #include "column_norm_tiles.h"
 #include "launch.cuh"
@@ -311,40 +309,23 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // ---- Launch
 
-using Kernel = void (*)(ColumnTable, ColumnNormOptions, void*);
-
-// As many blocks as the device holds at once; each goes on to further tiles.
-cudaError_t launch_on_all(Kernel kernel, int threads, int64_t tiles, const ColumnTable& table,
-                          const ColumnNormOptions& options, void* scratch, cudaStream_t stream) {
-  int device = 0;
-  int sms = 0;
-  int blocks_on_sm = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
-  if (error != cudaSuccess) return error;
-  error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_on_sm, kernel, threads, 0);
-  if (error != cudaSuccess) return error;
-  const int64_t held = static_cast<int64_t>(sms) * std::max(blocks_on_sm, 1);
-  return launch(static_cast<unsigned>(std::min(tiles, held)), threads, 0, stream, kernel, table,
-                options, scratch);
-}
-
 template <typename Param, typename Momentum, int kWidth, bool kStored>
 cudaError_t launch_passes(const ColumnTable& table, const ColumnNormOptions& options, void* scratch,
                           cudaStream_t stream) {
   using Compute = typename ComputeType<Param>::type;
   const int64_t matrices = matrices_in(table);
   const int64_t tiles = matrices * chunks_of(options) * tiles_across(options, kWidth);
-  cudaError_t error = launch_on_all(column_norm_sums<Param, Momentum, kWidth, kStored>, kThreads,
-                                    tiles, table, options, scratch, stream);
+  cudaError_t error =
+      launch_on_all(tiles, kThreads, stream, column_norm_sums<Param, Momentum, kWidth, kStored>,
+                    table, options, scratch);
   if (error != cudaSuccess) return error;
-  error = launch_on_all(column_norm_lengths<Compute>, kLengthCols * kLengthWarps,
-                        matrices * ((options.cols + kLengthCols - 1) / kLengthCols), table, options,
-                        scratch, stream);
+  const int64_t strips = matrices * ((options.cols + kLengthCols - 1) / kLengthCols);
+  error = launch_on_all(strips, kLengthCols * kLengthWarps, stream, column_norm_lengths<Compute>,
+                        table, options, scratch);
   if (error != cudaSuccess) return error;
-  return launch_on_all(column_norm_update<Param, Momentum, kWidth, kStored>, kThreads, tiles, table,
-                       options, scratch, stream);
+  return launch_on_all(tiles, kThreads, stream,
+                       column_norm_update<Param, Momentum, kWidth, kStored>, table, options,
+                       scratch);
 }
 
 template <typename Param, typename Momentum, int kWidth>

@@ -7,7 +7,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 
 namespace erlangen::kernels::cuda {
@@ -55,5 +57,22 @@ __device__ __forceinline__ void* dynamic_shared() {
 }
 
 #endif
+
+// The same with as many blocks as the device holds at once, or `needed` if they are fewer: each
+// goes on to further work. Without dynamic shared memory.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_on_all(int64_t needed, int threads, cudaStream_t stream,
+                          void (*kernel)(Parameters...), Arguments&&... arguments) {
+  int device = 0, sms = 0, blocks_on_sm = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
+  error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_on_sm, kernel, threads, 0);
+  if (error != cudaSuccess) return error;
+  const int64_t held = static_cast<int64_t>(sms) * std::max(blocks_on_sm, 1);
+  return launch(static_cast<unsigned>(std::min(needed, held)), threads, 0, stream, kernel,
+                std::forward<Arguments>(arguments)...);
+}
 
 }  // namespace erlangen::kernels::cuda

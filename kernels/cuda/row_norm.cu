@@ -5,8 +5,6 @@
 // parameter, and memory sees each of g, m and p once: 20 bytes an element in float32. Longer rows
 // are read twice. A warp or a block owns a row; all sums run in a fixed order.
 
-#include <algorithm>
-
 #include "launch.cuh"
 #include "ptx.cuh"
 #include "row_norm.cuh"
@@ -241,32 +239,19 @@ __global__ void __launch_bounds__(kLongRowThreads, 1)
 
 // ---- Launch
 
-using Kernel = void (*)(RowTable, RowNormOptions);
-
-// As many blocks as the device holds at once; each goes on to further rows.
-cudaError_t launch_on_all(Kernel kernel, int threads, int rows_per_block, const RowTable& table,
-                          const RowNormOptions& options, cudaStream_t stream) {
-  int device = 0;
-  int sms = 0;
-  int blocks_on_sm = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
-  if (error != cudaSuccess) return error;
-  error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_on_sm, kernel, threads, 0);
-  if (error != cudaSuccess) return error;
+template <typename Kernel>
+cudaError_t launch_on_rows(Kernel kernel, int threads, int rows_per_block, const RowTable& table,
+                           const RowNormOptions& options, cudaStream_t stream) {
   const int64_t needed = (rows_in(table) + rows_per_block - 1) / rows_per_block;
-  const int64_t held = static_cast<int64_t>(sms) * std::max(blocks_on_sm, 1);
-  return launch(static_cast<unsigned>(std::min(needed, held)), threads, 0, stream, kernel, table,
-                options);
+  return launch_on_all(needed, threads, stream, kernel, table, options);
 }
 
 template <typename Param, typename Momentum, int kThreads, int kWidth, int kPacks>
 cudaError_t launch_in_registers(const RowTable& table, const RowNormOptions& options,
                                 cudaStream_t stream) {
   constexpr int kBlock = block_threads(kThreads);
-  return launch_on_all(row_norm_in_registers<Param, Momentum, kThreads, kWidth, kPacks>, kBlock,
-                       kBlock / kThreads, table, options, stream);
+  return launch_on_rows(row_norm_in_registers<Param, Momentum, kThreads, kWidth, kPacks>, kBlock,
+                        kBlock / kThreads, table, options, stream);
 }
 
 template <typename Param, typename Momentum>
@@ -280,8 +265,8 @@ cudaError_t launch_rows(const RowTable& table, const RowNormOptions& options, bo
     if (cols <= kWarp * kValues) {
       return launch_in_registers<Param, Momentum, kWarp, 1, kValues>(table, options, stream);
     }
-    return launch_on_all(row_norm_in_two_passes<Param, Momentum, 1>, kLongRowThreads, 1, table,
-                         options, stream);
+    return launch_on_rows(row_norm_in_two_passes<Param, Momentum, 1>, kLongRowThreads, 1, table,
+                          options, stream);
   }
   // Short rows take few registers, so that more warps keep the memory busy.
   if (cols <= kWarp * kValues / 4) {
@@ -302,8 +287,8 @@ cudaError_t launch_rows(const RowTable& table, const RowNormOptions& options, bo
   if (cols <= 512 * 2 * kValues) {
     return launch_in_registers<Param, Momentum, 512, kWidth, 2 * kPacks>(table, options, stream);
   }
-  return launch_on_all(row_norm_in_two_passes<Param, Momentum, kWidth>, kLongRowThreads, 1, table,
-                       options, stream);
+  return launch_on_rows(row_norm_in_two_passes<Param, Momentum, kWidth>, kLongRowThreads, 1, table,
+                        options, stream);
 }
 
 template <typename Param, typename Momentum>

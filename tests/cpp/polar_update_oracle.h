@@ -181,8 +181,7 @@ inline double rounded(DType dtype, double x) {
   }
 }
 
-// Momenta and x. Everything but the norm to the bit where `exact`, which needs arithmetic without
-// contraction; else momenta may be a rounding off.
+// Momenta to the bit, and x, whose norm may be off by that share. Arithmetic without contraction.
 template <typename Compute>
 void check_prepared_in(PolarProblem before, PolarProblem after, double norm_error) {
   const PolarUpdateOptions& o = before.options;
@@ -211,15 +210,16 @@ void check_prepared_in(PolarProblem before, PolarProblem after, double norm_erro
       int e = 0;
       std::frexp(most, &e);
       e = std::clamp(e, -largest, largest);
-      double squares = 0;
+      long double squares = 0;  // so that its own errors are no matter
       for (Compute& value : z) {
         value = static_cast<Compute>(rounded(o.product_dtype, std::ldexp(value, -e)));
-        squares += static_cast<double>(value) * value;
+        squares += static_cast<long double>(value) * value;
       }
-      const double norm = std::max(std::sqrt(squares), std::ldexp(o.eps, -e));
+      const long double norm =
+          std::max(std::sqrt(squares), static_cast<long double>(std::ldexp(o.eps, -e)));
       for (int64_t r = 0; r < o.rows; ++r) {
         for (int64_t c = 0; c < o.cols; ++c) {
-          const double expected = norm == 0 ? 0 : z[r * o.cols + c] / norm;
+          const double expected = norm == 0 ? 0 : static_cast<double>(z[r * o.cols + c] / norm);
           const double found = after.x(i * o.matrices + k, r, c);
           // The norm's error; root, reciprocal and product; and the rounding to storage.
           ASSERT_NEAR(

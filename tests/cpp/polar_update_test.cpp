@@ -53,12 +53,12 @@ void finish(PolarProblem* problem) {
 }
 
 // Half of what 4096 summands and a strip in 32 lanes, of which short rows use few, may lose; the
-// lanes are folded in five steps.
+// lanes are folded in five steps, and what few folds there are is added up.
 double norm_error(const PolarUpdateOptions& o) {
   const double u = std::ldexp(1, o.dtype == DType::float64 ? -53 : -24);
   const int64_t strip = std::min<int64_t>(o.cols / o.segments, o.transposed ? 64 : 1024);
   const int64_t summands = std::min<int64_t>(o.rows * o.cols, 4096 + strip);
-  return (static_cast<double>(summands) / std::min<int64_t>(strip, 32) + 6) / 2 * u;
+  return (static_cast<double>(summands) / std::min<int64_t>(strip, 32) + 16) / 2 * u;
 }
 
 struct Shape {

@@ -57,7 +57,7 @@ def check_near_reference(start, g, state_dtype="auto", ns_dtype="float32", **opt
     root = math.sqrt(start.numel())
     x = 8 * u + root * u + 2 * products
     room = 2 * (GROWTH * x + 3 * (products + root * u))
-    # The polynomial makes no singular value smaller, so that this is a relative error of the update,
+    # The polynomial makes no singular value smaller, so this is a relative error of the update,
     # whatever its scale. The update: what the parameter moved by, but for what it lost by decay.
     decay = 0.1 * options.get("weight_decay", 0.01) * float(start.double().norm())
     update = float((expected.double() - start.cpu().double()).norm()) + decay
