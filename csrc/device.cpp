@@ -1,5 +1,7 @@
 #include "device.h"
 
+#include <ATen/Context.h>
+#include <ATen/cpu/Utils.h>
 #include <c10/util/Exception.h>
 
 #include <cctype>
@@ -84,5 +86,17 @@ bool is_capturing(c10::Device) { return false; }
 int cuda_capability(c10::Device) { return 0; }
 
 #endif
+
+bool has_fast_bfloat16() {
+  static const bool instructions = [] {
+    const auto found = at::cpu::get_cpu_capabilities();
+    const auto has = [&](const char* name) {
+      const auto flag = found.find(name);
+      return flag != found.end() && flag->second.isBool() && flag->second.toBool();
+    };
+    return has("avx512_bf16") || has("amx_bf16");
+  }();
+  return instructions && at::hasMKLDNN() && at::globalContext().userEnabledMkldnn();
+}
 
 }  // namespace erlangen

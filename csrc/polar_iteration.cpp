@@ -30,36 +30,58 @@ std::atomic<int64_t> batches_by_kernel = 0;
 // cache through the iteration, enough to be worth the calls.
 constexpr int64_t kGroupElements = 1 << 16;
 
-// Whether the Gram form begins anew from X with step i. Rounding errors of R act on σ² and grow
-// with every step. Started again every third step, float32 is as accurate as the standard form down
-// to σ = 1e-3. float16 needs it every second step, and after the first one, whose coefficients are
-// the largest and cancel the most; bfloat16 with every step: else R strays so far, or gets so
-// negative, that the next polynomials blow it up.
-bool restarts(size_t i, at::ScalarType dtype) {
-  if (dtype == at::kBFloat16) return true;
-  return dtype == at::kHalf ? i == 0 || i % 2 == 1 : i % 3 == 0;
+bool is_half(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
+
+// With which steps the Gram form, its k×k matrices in `dtype`, begins anew from X. Rounding errors
+// of R act on σ², and grow by a² with every step.
+std::vector<bool> restarts(const PolynomialSteps& steps, at::ScalarType dtype) {
+  std::vector<bool> result;
+  if (is_half(dtype)) {
+    // float16 needs it every second step, and after the first one, whose coefficients are the
+    // largest and cancel the most; bfloat16 with every step: else R strays so far, or gets so
+    // negative, that the next polynomials blow it up.
+    for (size_t i = 0; i < steps.size(); ++i) {
+      result.push_back(dtype == at::kBFloat16 || i == 0 || i % 2 == 1);
+    }
+    return result;
+  }
+  // What rounding makes of a σ² that is zero must stay small beside one: with 1/16, every set at
+  // its own length but deepseek_v4 goes through in float32 without a restart, and σ down to 1e-3
+  // of the largest ends within a few hundredths of what the standard form makes of it.
+  const double most = (dtype == at::kDouble ? 0x1p52 : 0x1p23) / 16;
+  double growth = most;
+  for (const auto& [a, b, c] : steps) {
+    result.push_back(growth >= most);
+    growth = (result.back() ? 1.0 : growth) * a * a;
+  }
+  return result;
 }
 
 // Memory for the iteration of a batch of k×l matrices, reused by all steps and all groups.
 struct Scratch {
   at::Tensor wide;                   // [B, k, l]
   std::array<at::Tensor, 5> square;  // [B, k, k]
+  at::Tensor factor;                 // [B, k, k] in x's type, where that of the others differs
 
   Scratch(const at::Tensor& x, int64_t batch, bool gram) {
     const int64_t k = x.size(1), l = x.size(2);
     wide = empty_matrices({batch, k, l}, x.options());
+    const auto type = gram ? gram_dtype(x.scalar_type(), k, l) : x.scalar_type();
     for (size_t i = 0; i < (gram ? 5 : 2); ++i) {
-      square[i] = empty_matrices({batch, k, k}, x.options());
+      square[i] = empty_matrices({batch, k, k}, x.options().dtype(type));
     }
+    if (type != x.scalar_type()) factor = empty_matrices({batch, k, k}, x.options());
   }
 
   // The same memory for the first matrices of the batch.
   Scratch first(int64_t batch) const {
     Scratch result = *this;
-    result.wide = wide.narrow(0, 0, batch);
-    for (size_t i = 0; i < square.size() && square[i].defined(); ++i) {
-      result.square[i] = square[i].narrow(0, 0, batch);
-    }
+    const auto cut = [&](at::Tensor& t) {
+      if (t.defined()) t = t.narrow(0, 0, batch);
+    };
+    cut(result.wide);
+    cut(result.factor);
+    for (at::Tensor& t : result.square) cut(t);
     return result;
   }
 };
@@ -82,10 +104,12 @@ at::Tensor standard_form(at::Tensor x, const PolynomialSteps& steps, Scratch s) 
 // products: forming Z + aI in half precision would round Z away.
 at::Tensor gram_form(at::Tensor x, const PolynomialSteps& steps, Scratch s) {
   auto& [r, z, rz, q, q_next] = s.square;
+  const std::vector<bool> begins = restarts(steps, r.scalar_type());
+  double constant = 1.0;  // the term of Q that is a multiple of I
   for (size_t i = 0; i < steps.size(); ++i) {
     const auto& [a, b, c] = steps[i];
-    const bool first = restarts(i, x.scalar_type());
-    const bool last = i + 1 == steps.size() || restarts(i + 1, x.scalar_type());
+    const bool first = begins[i];
+    const bool last = i + 1 == steps.size() || begins[i + 1];
     if (first) symmetric_product_out(r, {}, x, x, /*beta=*/0.0, /*alpha=*/1.0);
     symmetric_product_out(z, r, r, r, /*beta=*/b, /*alpha=*/c);
     if (first) {
@@ -95,13 +119,22 @@ at::Tensor gram_form(at::Tensor x, const PolynomialSteps& steps, Scratch s) {
       symmetric_product_out(q_next, q, q, z, /*beta=*/a, /*alpha=*/1.0);
       std::swap(q, q_next);
     }
-    if (last) {
-      product_out(s.wide, {}, q, x, /*beta=*/0.0, /*alpha=*/1.0);
-      std::swap(x, s.wide);
-    } else {
+    constant = (first ? 1.0 : constant) * a;
+    if (!last) {
       symmetric_product_out(rz, r, r, z, /*beta=*/a, /*alpha=*/1.0);
       symmetric_product_out(r, rz, z, rz, /*beta=*/a, /*alpha=*/1.0);
+      continue;
     }
+    if (s.factor.defined()) {
+      // Rounded to x's type, the constant term would leave errors of its size, that of what the
+      // smallest singular values are multiplied by, on the largest.
+      q.diagonal(0, -2, -1).sub_(constant);
+      s.factor.copy_(q);
+      product_out(s.wide, x, s.factor, x, /*beta=*/constant, /*alpha=*/1.0);
+    } else {
+      product_out(s.wide, {}, q, x, /*beta=*/0.0, /*alpha=*/1.0);
+    }
+    std::swap(x, s.wide);
   }
   return x;
 }
@@ -142,8 +175,7 @@ bool taken_by_kernel(const at::Tensor& x, const PolynomialSteps& steps, bool gra
 
 bool polar_in_one_launch(int capability, at::ScalarType dtype, int64_t k, int64_t l, size_t steps,
                          bool aligned) {
-  if (capability < 80 || (dtype != at::kHalf && dtype != at::kBFloat16) || !aligned) return false;
-  if (k > 128 || steps > 64) return false;
+  if (capability < 80 || !is_half(dtype) || !aligned || k > 128 || steps > 64) return false;
   // Product by product, five steps are 21 launches, about 0.1 ms however few the matrices. In one
   // launch a matrix has one multiprocessor to itself, which takes 6 k² l + 11 k³ multiplications (k
   // padded to 64 or 128) at some 1.5e12 a second. The limits are where a lone matrix takes about as
@@ -155,12 +187,22 @@ bool polar_in_one_launch(int capability, at::ScalarType dtype, int64_t k, int64_
 
 int64_t polar_kernel_count() { return batches_by_kernel; }
 
+at::ScalarType gram_dtype(at::ScalarType dtype, int64_t k, int64_t l) {
+  // On a GPU float32 multiplies at about a twelfth of half precision's rate. Without restarts the
+  // Gram form takes two products of lk² and nine of k³ (counting a symmetric one as half), with
+  // them three times the first: these save more than float32 costs from here on. What rounding Q to
+  // x's type leaves on the largest singular value is, over the root of k, the product of all `a`
+  // times that type's roundoff: too much for bfloat16, and for small k.
+  return dtype == at::kHalf && k > 128 && l >= 32 * k ? at::kFloat : dtype;
+}
+
 bool gram_form_is_cheaper(int64_t k, int64_t l) {
   // A step of the standard form is two symmetric products (lk² and k³ multiplications, half of them
   // where only a triangle is computed) and one that is not, lk². In the Gram form a segment between
   // restarts takes one symmetric and one other product of lk², and symmetric ones of k³: five in
-  // two steps, nine in three. Both are equal at l = k with triangles, at l = 1.5 k without, whether
-  // the period is two or three. Between the two the standard form has fewer and larger products.
+  // two steps, seventeen in five. Both are equal at l = k with triangles, at l = 1.5 k without,
+  // whether the segment has two steps (float16) or five (float32). Between the two the standard
+  // form has fewer and larger products.
   return 2 * l >= 3 * k;
 }
 

@@ -14,9 +14,12 @@ using PolynomialSteps = std::vector<std::array<double, 3>>;
 // Whether the Gram form needs fewer operations for k×l matrices.
 bool gram_form_is_cheaper(int64_t k, int64_t l);
 
+// The type of the Gram form's k×k matrices where products with the k×l matrix are in `dtype`.
+at::ScalarType gram_dtype(at::ScalarType dtype, int64_t k, int64_t l);
+
 // Overwrites each matrix of x [B, k, l], of Frobenius norm at most 1, with what the polynomials
-// make of its singular values; `gram` takes the Gram form. All products and all scratch memory have
-// x's type. A matrix's result does not depend on the others.
+// make of its singular values; `gram` takes the Gram form. Products and scratch memory have x's
+// type, but for gram_dtype. A matrix's result does not depend on the others.
 void polar_iteration(const at::Tensor& x, const PolynomialSteps& steps, bool gram);
 
 // Whether a kernel of its own takes matrices of this size through all steps in one launch, one

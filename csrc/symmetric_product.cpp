@@ -44,11 +44,13 @@ constexpr int64_t kStripsOnCuda = 4;
 
 bool is_half(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
 
-// out ← beta·c + alpha·a·b, in 2-D or 3-D.
+// out ← beta·c + alpha·a·b, in 2-D or 3-D; a and b may be narrower than out in 3-D on CUDA.
 void aten_product_out(at::Tensor out, const at::Tensor& c, const at::Tensor& a, const at::Tensor& b,
                       double beta, double alpha) {
   const at::Tensor& self = beta == 0.0 ? out : c;
-  if (out.dim() == 2) {
+  if (out.scalar_type() != a.scalar_type()) {
+    at::baddbmm_out(out, self, a, b, out.scalar_type(), beta, alpha);
+  } else if (out.dim() == 2) {
     at::addmm_out(out, self, a, b, beta, alpha);
   } else {
     at::baddbmm_out(out, self, a, b, beta, alpha);
@@ -221,6 +223,12 @@ void symmetric_product_out(const at::Tensor& out, const at::Tensor& c, const at:
     out.copy_(c).mul_(beta);
     return;
   }
+  const bool widens = out.scalar_type() != a.scalar_type();
+  if (widens && !out.is_cuda()) {
+    const at::Tensor wide = a.to(out.scalar_type());
+    return symmetric_product_out(out, c, wide, b.is_same(a) ? wide : b.to(out.scalar_type()), beta,
+                                 alpha);
+  }
   if (out.is_cpu()) {
     const auto route = symmetric_route(0, out.scalar_type(), out.size(1), true);
     return symmetric_on_cpu(out, c, a, b, beta, alpha, route);
@@ -230,7 +238,7 @@ void symmetric_product_out(const at::Tensor& out, const at::Tensor& c, const at:
   if (out.is_cuda()) {
     const auto product = arguments(out, c, a, b, beta, alpha);
     route = symmetric_route(cuda_capability(out.device()), out.scalar_type(), out.size(1),
-                            kernels::cuda::symmetric_product_supports(product));
+                            !widens && kernels::cuda::symmetric_product_supports(product));
 #ifdef ERLANGEN_SM90
     if (route == SymmetricRoute::wgmma && kernels::cuda::symmetric_product_sm90_supports(product) &&
         kernels::cuda::symmetric_product_sm90_is_meant_for(product)) {

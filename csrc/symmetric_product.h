@@ -24,7 +24,8 @@ SymmetricRoute symmetric_route(int capability, at::ScalarType dtype, int64_t n, 
 
 // out ← beta·c + alpha·a·bᵀ for a, b [B, n, k] and c, out [B, n, n], where c and the result are
 // symmetric up to rounding: b = a, or both symmetric and commuting. With beta = 0, c is not read
-// and may be undefined. out must not share memory with the others.
+// and may be undefined. out must not share memory with the others. a and b may be in half precision
+// where out is in float32: rounded once, to that.
 void symmetric_product_out(const at::Tensor& out, const at::Tensor& c, const at::Tensor& a,
                            const at::Tensor& b, double beta, double alpha);
 

@@ -36,11 +36,33 @@ def nonzero(sizes: Tensor) -> Tensor:
     return sizes[sizes > sizes.max() * 1e-12]
 
 
+def gram_dtype(dtype: torch.dtype, k: int, l: int) -> torch.dtype:  # noqa: E741
+    """The type of the k×k matrices of the Gram form: float32 where they cost little beside l."""
+    return torch.float32 if dtype == torch.float16 and k > 128 and l >= 32 * k else dtype
+
+
 def is_gram(rule: str, ns_method: str, m: int, n: int, dtype: torch.dtype) -> bool:
     """Whether ns_method="auto" goes through the Gram matrix: one-sided rules and 3:2 shapes, but
     for products in bfloat16."""
     worth_it = rule in ("right_spectral", "left_spectral") or 2 * max(m, n) >= 3 * min(m, n)
     return ns_method == "gram" or (ns_method == "auto" and worth_it and dtype != torch.bfloat16)
+
+
+def restarts(steps: list, dtype: torch.dtype) -> list[int]:
+    """The steps with which the Gram form begins anew. As documented: in float16 after the first
+    step and then every 2, in bfloat16 with each; else before errors of σ² could grow to 1/16."""
+    count = len(steps)
+    if dtype == torch.float16:
+        return [0, *range(1, count, 2)]
+    if dtype == torch.bfloat16:
+        return [*range(count)]
+    result, growth = [0], 1.0
+    for i in range(1, count):
+        growth *= steps[i - 1][0] ** 2
+        if growth * torch.finfo(dtype).eps >= 1 / 16:
+            result.append(i)
+            growth = 1.0
+    return result
 
 
 class _Noisy:
@@ -71,17 +93,22 @@ class _Noisy:
             x = self.product(self.symmetric(c * gram, gram, b * gram), x, a * x)
         return x
 
-    def gram(self, x: Tensor, steps: list, restarts: list) -> Tensor:
-        """Gram Newton-Schulz, started again with each of these steps."""
-        for first, end in zip(restarts, [*restarts[1:], len(steps)], strict=True):
-            r = self.symmetric(x, x.mT)
-            q = torch.eye(r.shape[-1], dtype=x.dtype).expand_as(r)
+    def gram(self, x: Tensor, steps: list, square: "_Noisy", begins: list) -> Tensor:
+        """Gram Newton-Schulz, begun anew with each of these steps; k×k matrices by `square`."""
+        for first, end in zip(begins, [*begins[1:], len(steps)], strict=True):
+            r = square.symmetric(x, x.mT)
+            one = torch.eye(r.shape[-1], dtype=x.dtype).expand_as(r)
+            q, constant = one, 1.0
             for a, b, c in steps[first:end]:
-                z = self.symmetric(c * r, r, b * r)
-                q = self.symmetric(q, z, a * q)
-                rz = self.symmetric(r, z, a * r)
-                r = self.symmetric(z, rz, a * rz)
-            x = self.product(q, x)
+                z = square.symmetric(c * r, r, b * r)
+                q = square.symmetric(q, z, a * q)
+                rz = square.symmetric(r, z, a * r)
+                r = square.symmetric(z, rz, a * rz)
+                constant *= a
+            if square.store == self.store:
+                x = self.product(q, x)
+            else:
+                x = self.product(self.rounded(q - constant * one), x, constant * x)
         return x
 
 
@@ -114,11 +141,12 @@ def polar_errors(
     given = x + error * (input_error * float(x.norm()))
     unit = noisy.rounded(noisy.rounded(given / norm))  # the cast, and division by the norm
     unit = unit if left else unit.mT
-    count = len(rule.steps)
-    # As documented: in float16 after the first step and then every 2, in bfloat16 with each.
-    restarts = {torch.float16: [0, *range(1, count, 2)], torch.bfloat16: [*range(count)]}
-    restarts = restarts.get(dtype, [*range(0, count, 3)])
-    result = noisy.gram(unit, rule.steps, restarts) if gram else noisy.standard(unit, rule.steps)
+    if gram:
+        inner = gram_dtype(dtype, *unit.shape[-2:])
+        square = noisy if inner == dtype else _Noisy(inner, generator)
+        result = noisy.gram(unit, rule.steps, square, restarts(rule.steps, inner))
+    else:
+        result = noisy.standard(unit, rule.steps)
     return (result if left else result.mT) - exact
 
 

@@ -173,12 +173,41 @@ def test_methods_agree(rule, shape, name, dtype, device):
 
 
 def test_products_by_default(device):
-    chosen = "float16" if device.type == "cuda" else "float32"
-    x = torch.randn(8, 24, device=device)
-    for rule, function in FUNCTIONS.items():
-        others = {d: function(x, ns_dtype=d) for d in ("float32", "bfloat16", "float16")}
-        same = [d for d, y in others.items() if torch.equal(y, function(x))]
-        assert same == [chosen], rule
+    """By what the device multiplies fastest; on a CPU in float32 through Gram matrices."""
+    capabilities = torch.cpu.get_capabilities()
+    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    for shape in [(8, 16), (8, 24)]:
+        x = torch.randn(shape, device=device)
+        for rule, function in FUNCTIONS.items():
+            through_gram = rule.endswith("_spectral") or shape == (8, 24)
+            chosen = "float16" if device.type == "cuda" else "float32"
+            if device.type == "cpu" and fast and not through_gram:
+                chosen = "bfloat16"
+            others = {d: function(x, ns_dtype=d) for d in ("float32", "bfloat16", "float16")}
+            same = [d for d, y in others.items() if torch.equal(y, function(x))]
+            assert same == [chosen], (rule, shape)
+    if device.type == "cpu":
+        with torch.backends.mkldnn.flags(enabled=False):  # whose are the fast products
+            x = torch.randn(8, 8)
+            assert torch.equal(F.spectral(x), F.spectral(x, ns_dtype="float32"))
+
+
+# Where k×k matrices are in float32 though products with X are in float16.
+@pytest.mark.parametrize("sigma", ["decades", "one large"])
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("rule", RULES)
+def test_root_in_float32(rule, name, sigma, device):
+    k, l = 130, 4160  # noqa: E741
+    x = with_singular_values(
+        torch.logspace(-3, 0, k) if sigma == "decades" else torch.tensor([1.0] + [1e-3] * (k - 1)),
+        *((l, k) if rule == "right_spectral" else (k, l)),
+        torch.float32,
+    )
+    y = FUNCTIONS[rule](x.to(device), ns_coefficients=name, ns_dtype="float16", ns_method="gram")
+    options = Rule(rule, steps=steps_of(name))
+    assert_near(y, polar(x, options.steps), spread(x, options, "float16", "gram"))
+    # 5 % for the rounding of half precision.
+    assert float(torch.linalg.matrix_norm(y.cpu(), 2)) < 1.05 * GREATEST[name]
 
 
 # The largest σ in the band of each set.

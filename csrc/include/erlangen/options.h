@@ -123,9 +123,10 @@ struct EquivariantOptions : public torch::optim::OptimizerCloneableOptions<Equiv
   // "auto" (the cheaper of the next two), "standard", "gram" or "exact" (a decomposition in
   // float64, in which singular values below 16 roundings of the input's type count as zero; of
   // float64 through a Gram matrix, as the one-sided rules go, those below the root of its
-  // rounding), and the type of its products: "auto" (float32 on the CPU, float16 on CUDA, float64
-  // for float64 parameters), "float32", "bfloat16", "float16". In bfloat16 the Gram form saves
-  // nothing, and "auto" is "standard".
+  // rounding), and the type of its products: "float32", "bfloat16", "float16" or "auto", which is
+  // float64 for float64 parameters; float16 on CUDA; and on CPUs with instructions for it bfloat16,
+  // but for what goes through a Gram matrix, where bfloat16 saves nothing: one-sided rules and
+  // matrices of 3:1 and longer. These, and other CPUs, multiply in float32.
   ERLANGEN_OPTION(NsCoefficients, ns_coefficients, {});
   ERLANGEN_OPTION(OptionalInt, ns_steps, std::nullopt);
   ERLANGEN_OPTION(std::string, ns_method, "auto");
