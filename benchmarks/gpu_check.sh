@@ -10,14 +10,14 @@
 # them along: pip download --no-deps nvidia-cutlass==4.2.0.0, and of the wheel the folder
 # cutlass_library/source/include. GoogleTest is not needed: the C++ tests run the kernels on the
 # CPU, and so anywhere.
-#   STAGES="build tests sanitizer benchmarks" by default; name fewer to repeat some.
-#   MARK=skipif by default: the tests that need a GPU are those that are skipped without one.
+#   STAGES="build tests sanitizer benchmarks" by default; name fewer to repeat some. "collect" only
+#   looks whether there is a test for every kernel, and needs no GPU.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 out="${1:-benchmarks/results}"
 mkdir -p "$out" && out="$(realpath "$out")" || exit 1
 stages=" ${STAGES:-build tests sanitizer benchmarks} "
-mark="${MARK:-skipif}"
+needs_gpu=(-m skipif) # the tests that are skipped without one
 export PYTHONPATH="$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
 failed=()
 
@@ -44,17 +44,22 @@ kernels=(
   "mirror_lower | test_polar.py | test_small_integers_are_exact and float32"
 )
 
-# Writes the tests of all kernels to a file; fails where a kernel has none.
+# Writes the tests of all kernels to a file; fails where a kernel is not above, or has none.
 collect() {
-  local line kernel file expression ids
+  local line kernel file expression ids names=""
   : >"$1"
   for line in "${kernels[@]}"; do
     IFS='|' read -r kernel file expression <<<"$line"
-    ids="$(python3 -m pytest -q --collect-only -m "$mark" -k "$expression" \
+    ids="$(python3 -m pytest -q --collect-only "${needs_gpu[@]}" -k "$expression" \
       "tests/python/${file// /}" | grep ::)"
     printf '%s: %d tests\n' "${kernel// /}" "$(grep -c :: <<<"$ids")"
     [ -n "$ids" ] || return 1
     printf '%s\n' "$ids" >>"$1"
+    names+="${kernel// /}|"
+  done
+  for file in kernels/cuda/*.cu; do
+    file="$(basename "$file" .cu)"
+    [[ ${file%_finish} =~ ^(${names%|})$ ]] || { echo "$file: not among the kernels"; return 1; }
   done
 }
 
@@ -79,7 +84,12 @@ initcheck() {
 export -f sanitize initcheck
 export out
 
+if [ "$stages" = " collect " ]; then
+  collect "$out/sanitizer_tests.txt"
+  exit
+fi
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || exit 1
+python3 -c 'import torch; torch.cuda.current_device()' || exit 1
 
 if [[ $stages == *" build "* ]]; then
   # shellcheck disable=SC2016
@@ -93,7 +103,7 @@ fi
 if [[ $stages == *" tests "* ]]; then
   workers=()
   python3 -c 'import xdist' 2>/dev/null && workers=(-n 8)
-  stage tests 240 python3 -m pytest -q --maxfail 20 -m "$mark" "${workers[@]}" tests/python
+  stage tests 240 python3 -m pytest -q --maxfail 20 "${needs_gpu[@]}" "${workers[@]}" tests/python
 fi
 if [[ $stages == *" sanitizer "* ]]; then
   if collect "$out/sanitizer_tests.txt"; then
@@ -105,11 +115,10 @@ if [[ $stages == *" sanitizer "* ]]; then
   fi
 fi
 if [[ $stages == *" benchmarks "* ]]; then
-  device="$(python3 -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')"
   for name in steps polar train_step; do
     # shellcheck disable=SC2086
-    stage "$name" 150 python3 "benchmarks/$name.py" --device "$device" ${BENCHMARK_ARGS:-} \
-      --out "$out/${name}_$device.json"
+    stage "$name" 150 python3 "benchmarks/$name.py" --device cuda ${BENCHMARK_ARGS:-} \
+      --out "$out/${name}_cuda.json"
   done
 fi
 
