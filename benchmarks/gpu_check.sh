@@ -38,6 +38,7 @@ kernels=(
   "row_norm | test_row_norm_kernel.py | test_sizes or test_strides or test_writes_nothing or test_strided_stacks"
   "centered_row_norm | test_centered_row_norm_kernel.py | test_oracle or test_strides"
   "column_norm | test_column_norm_kernel.py | test_sizes or test_strides or test_writes_nothing or test_many"
+  "polar_update | test_polar_update_kernel.py | test_sizes or test_layouts or test_writes_nothing"
   "polar_iteration | test_polar.py | test_polynomial_of_batches and True and not 1024"
   "symmetric_product | test_polar.py | test_polynomial_of_batches and (129 or 200)"
   "symmetric_product_sm90 | test_polar.py | test_polynomial_of_batches and 264"

@@ -15,6 +15,7 @@
 #include "plan.h"
 #include "polar_iteration.h"
 #include "step.h"
+#include "symmetric_product.h"
 
 namespace py = pybind11;
 
@@ -267,6 +268,15 @@ std::string explain(const py::list& param_groups) {
   return erlangen::explain(groups);
 }
 
+at::Tensor symmetric_product(const at::Tensor& x) {
+  TORCH_CHECK_VALUE(x.dim() == 2, "x has the shape ", x.sizes(), "; allowed: two dimensions");
+  const at::Tensor batch = x.contiguous().unsqueeze(0);
+  const int64_t n = x.size(0);
+  const at::Tensor out = erlangen::empty_matrices({1, n, n}, x.options());
+  erlangen::symmetric_product_out(out, {}, batch, batch, /*beta=*/0.0, /*alpha=*/1.0);
+  return out[0];
+}
+
 // Adds a function whose C++ errors and warnings become Python's, as those of torch's own do.
 template <typename Function, typename... Extra>
 void def(py::module_& m, const char* name, Function&& function, const Extra&... extra) {
@@ -304,6 +314,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "Parameters stepped by fused kernels, for tests.");
   def(m, "polar_kernel_count", &erlangen::polar_kernel_count,
       "Batches that the kernel of the polar iteration has taken, for tests.");
+  def(m, "symmetric_kernel_count", &erlangen::symmetric_kernel_count,
+      "Symmetric products that a kernel of our own has taken, for tests.");
+  def(m, "symmetric_product", &symmetric_product,
+      "x @ x.T of x [n, k], as the polar iteration computes it; for benchmarks and tests.",
+      py::arg("x"));
   def(m, "use_kernels", &erlangen::use_kernels,
       "Fused kernels where there are any, or the reference operations; for tests.", py::arg("use"));
 }

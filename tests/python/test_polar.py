@@ -6,7 +6,17 @@ import torch
 from bounds import MARGIN, NS_DTYPES, full_precision, is_gram, polar_errors, polar_spread, tolerance
 from erlangen import _C
 from erlangen._build import INFO
-from oracles import POLAR_RULES, SETS, Rule, apply, composed, polar, steps_of, with_singular_values
+from oracles import (
+    DTYPES,
+    POLAR_RULES,
+    SETS,
+    Rule,
+    apply,
+    composed,
+    polar,
+    steps_of,
+    with_singular_values,
+)
 from rule_helpers import assert_near, one_thread  # noqa: F401
 
 SHAPES = [(8, 8), (8, 24), (20, 6)]
@@ -325,6 +335,18 @@ def test_small_integers_are_exact(ns_dtype, method, device):
     assert torch.equal(permuted, y[order])
     mirrored = F.spectral(x.mT, ns_method=method, ns_dtype=ns_dtype, **step)
     assert torch.equal(mirrored, y.mT)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n, k", [(1, 1), (7, 5), (130, 40), (64, 264), (264, 520), (1032, 264)])
+def test_symmetric_products_of_small_integers_are_rounded_once(n, k, dtype, device):
+    x = torch.randint(-1, 2, (n, k)).to(device, dtype)
+    count = _C.symmetric_kernel_count()
+    product = _C.symmetric_product(x)
+    assert torch.equal(product, (x.double() @ x.double().T).to(dtype))
+    aligned = k % 8 == 0 and n < 1024  # above, it depends on the device
+    if x.is_cuda and dtype.itemsize == 2 and aligned:
+        assert _C.symmetric_kernel_count() == count + 1
 
 
 @forms
