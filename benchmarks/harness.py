@@ -140,7 +140,7 @@ def polar_operations(rule: str, m: int, n: int, steps: int = 5) -> int:
     standard = steps * (3 * k * k * other + k**3)
     # One R and one QX of the long side; of k×k a Z in each step, and in all but one Q, RZ and R.
     gram = 3 * k * k * other + (steps + 3 * (steps - 1)) * k**3
-    return gram if rule in ("left_spectral", "right_spectral") else min(standard, gram)
+    return min(standard, gram)
 
 
 def parameters(shapes, dtype, device) -> list[torch.Tensor]:

@@ -99,4 +99,13 @@ bool has_fast_bfloat16() {
   return instructions && at::hasMKLDNN() && at::globalContext().userEnabledMkldnn();
 }
 
+at::ScalarType float32_products(c10::Device device) {
+  const auto backend = device.is_cpu() ? at::Float32Backend::MKLDNN : at::Float32Backend::CUDA;
+  switch (at::globalContext().float32Precision(backend, at::Float32Op::MATMUL)) {
+    case at::Float32Precision::TF32: return at::kHalf;
+    case at::Float32Precision::BF16: return at::kBFloat16;
+    default: return at::kFloat;
+  }
+}
+
 }  // namespace erlangen

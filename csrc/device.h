@@ -2,6 +2,7 @@
 #pragma once
 
 #include <c10/core/Device.h>
+#include <c10/core/ScalarType.h>
 
 #include <string>
 
@@ -28,5 +29,10 @@ int cuda_capability(c10::Device device);
 // Whether ATen's products on this CPU are about twice as fast in bfloat16 as in float32: it has
 // instructions for them, and torch.backends.mkldnn, which uses them, is on.
 bool has_fast_bfloat16();
+
+// The type by whose roundoff ATen's float32 products round their inputs on this device: float32,
+// or less where torch.set_float32_matmul_precision or torch.backends allows it; float16 stands for
+// TensorFloat32, which has as many digits.
+at::ScalarType float32_products(c10::Device device);
 
 }  // namespace erlangen

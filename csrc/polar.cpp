@@ -136,28 +136,25 @@ Triples iteration_steps(const PolarOptions& options) {
   return steps;
 }
 
-PolarForm polar_form(const at::Tensor& x, Side side, int64_t k, int64_t l,
+PolarForm polar_form(at::ScalarType dtype, at::Device device, Side side, int64_t k, int64_t l,
                      const PolarOptions& options) {
-  const std::string& name = options.ns_dtype;
-  // Steps of a one-sided rule are cheaper on its Gram matrix, whatever its shape.
-  const auto gram = [&](bool pays) {
-    return options.ns_method == "gram" ||
-           (options.ns_method == "auto" && (side != Side::shorter || pays));
-  };
-  if (name == "auto" && x.scalar_type() != at::kDouble && x.is_cpu() && has_fast_bfloat16()) {
+  const std::string &name = options.ns_dtype, &method = options.ns_method;
+  const bool automatic = method == "auto";
+  const bool gram = method == "gram" || (automatic && gram_form_is_cheaper(k, l));
+  if (name == "auto" && dtype != at::kDouble && device.is_cpu() && has_fast_bfloat16()) {
     // In bfloat16 the Gram form begins anew with every step and saves nothing. In float32, at half
-    // the rate, it is the cheaper one from about here on.
-    return gram(l >= 3 * k) ? PolarForm{true, at::kFloat} : PolarForm{false, at::kBFloat16};
+    // the rate, it is the cheaper one from about 3:1 on. Who asks for one side wants its precision.
+    const bool wide = method == "gram" || (automatic && (side != Side::shorter || l >= 3 * k));
+    return wide ? PolarForm{gram, at::kFloat} : PolarForm{false, at::kBFloat16};
   }
   // float16 over bfloat16 where both are as fast: every entry is at most 1 here.
-  const at::ScalarType dtype = name == "float32"                ? at::kFloat
-                               : name == "bfloat16"             ? at::kBFloat16
-                               : name == "float16"              ? at::kHalf
-                               : x.scalar_type() == at::kDouble ? at::kDouble
-                               : x.is_cuda()                    ? at::kHalf
-                                                                : at::kFloat;
-  if (dtype == at::kBFloat16) return {options.ns_method == "gram", dtype};
-  return {gram(gram_form_is_cheaper(k, l)), dtype};
+  const at::ScalarType products = name == "float32"      ? at::kFloat
+                                  : name == "bfloat16"   ? at::kBFloat16
+                                  : name == "float16"    ? at::kHalf
+                                  : dtype == at::kDouble ? at::kDouble
+                                  : device.is_cuda()     ? at::kHalf
+                                                         : at::kFloat;
+  return {products == at::kBFloat16 ? method == "gram" : gram, products};
 }
 
 bool takes_columns(Side side, int64_t m, int64_t n) {
@@ -191,7 +188,7 @@ at::Tensor polar(const at::Tensor& x, Side side, const PolarOptions& options) {
     result = result * wide.ne(0.0).any(-1, true) * wide.ne(0.0).any(-2, true);
     result = result.masked_fill(finite.logical_not(), std::numeric_limits<double>::quiet_NaN());
   } else {
-    const PolarForm form = polar_form(x, side, k, l, options);
+    const PolarForm form = polar_form(x.scalar_type(), x.device(), side, k, l, options);
     const at::Tensor cast = scaled.to(form.dtype);
     // The norm of what the iteration sees, not of what it was cast from: rounding could otherwise
     // push a singular value over the polynomials' limit.

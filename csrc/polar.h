@@ -33,9 +33,8 @@ struct PolarForm {
   at::ScalarType dtype;
 };
 
-// For k×l matrices of the type and on the device that x has, the Gram matrix k×k; the method is not
-// "exact".
-PolarForm polar_form(const at::Tensor& x, Side side, int64_t k, int64_t l,
+// For k×l matrices of `dtype`, the Gram matrix k×k; the method is not "exact".
+PolarForm polar_form(at::ScalarType dtype, at::Device device, Side side, int64_t k, int64_t l,
                      const PolarOptions& options);
 
 // Whether the Gram matrix is that of the columns: the iteration then works on the transposes.

@@ -32,23 +32,23 @@ constexpr int64_t kGroupElements = 1 << 16;
 
 bool is_half(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
 
-// With which steps the Gram form, its k×k matrices in `dtype`, begins anew from X. Rounding errors
-// of R act on σ², and grow by a² with every step.
-std::vector<bool> restarts(const PolynomialSteps& steps, at::ScalarType dtype) {
+// With which steps the Gram form begins anew from X, its k×k products rounding as `rounding` does.
+// Errors of R act on σ², and grow by a² with every step.
+std::vector<bool> restarts(const PolynomialSteps& steps, at::ScalarType rounding) {
   std::vector<bool> result;
-  if (is_half(dtype)) {
+  if (is_half(rounding)) {
     // float16 needs it every second step, and after the first one, whose coefficients are the
     // largest and cancel the most; bfloat16 with every step: else R strays so far, or gets so
     // negative, that the next polynomials blow it up.
     for (size_t i = 0; i < steps.size(); ++i) {
-      result.push_back(dtype == at::kBFloat16 || i == 0 || i % 2 == 1);
+      result.push_back(rounding == at::kBFloat16 || i == 0 || i % 2 == 1);
     }
     return result;
   }
   // What rounding makes of a σ² that is zero must stay small beside one: with 1/16, every set at
   // its own length but deepseek_v4 goes through in float32 without a restart, and σ down to 1e-3
   // of the largest ends within a few hundredths of what the standard form makes of it.
-  const double most = (dtype == at::kDouble ? 0x1p52 : 0x1p23) / 16;
+  const double most = (rounding == at::kDouble ? 0x1p52 : 0x1p23) / 16;
   double growth = most;
   for (const auto& [a, b, c] : steps) {
     result.push_back(growth >= most);
@@ -66,7 +66,7 @@ struct Scratch {
   Scratch(const at::Tensor& x, int64_t batch, bool gram) {
     const int64_t k = x.size(1), l = x.size(2);
     wide = empty_matrices({batch, k, l}, x.options());
-    const auto type = gram ? gram_dtype(x.scalar_type(), k, l) : x.scalar_type();
+    const auto type = gram ? gram_dtype(x.scalar_type(), x.device(), k, l) : x.scalar_type();
     for (size_t i = 0; i < (gram ? 5 : 2); ++i) {
       square[i] = empty_matrices({batch, k, k}, x.options().dtype(type));
     }
@@ -104,8 +104,8 @@ at::Tensor standard_form(at::Tensor x, const PolynomialSteps& steps, Scratch s) 
 // products: forming Z + aI in half precision would round Z away.
 at::Tensor gram_form(at::Tensor x, const PolynomialSteps& steps, Scratch s) {
   auto& [r, z, rz, q, q_next] = s.square;
-  const std::vector<bool> begins = restarts(steps, r.scalar_type());
-  double constant = 1.0;  // the term of Q that is a multiple of I
+  const std::vector<bool> begins = restarts(
+      steps, r.scalar_type() == at::kFloat ? float32_products(r.device()) : r.scalar_type());
   for (size_t i = 0; i < steps.size(); ++i) {
     const auto& [a, b, c] = steps[i];
     const bool first = begins[i];
@@ -119,20 +119,18 @@ at::Tensor gram_form(at::Tensor x, const PolynomialSteps& steps, Scratch s) {
       symmetric_product_out(q_next, q, q, z, /*beta=*/a, /*alpha=*/1.0);
       std::swap(q, q_next);
     }
-    constant = (first ? 1.0 : constant) * a;
     if (!last) {
       symmetric_product_out(rz, r, r, z, /*beta=*/a, /*alpha=*/1.0);
       symmetric_product_out(r, rz, z, rz, /*beta=*/a, /*alpha=*/1.0);
       continue;
     }
+    const at::Tensor& factor = s.factor.defined() ? s.factor.copy_(q) : q;
+    product_out(s.wide, {}, factor, x, /*beta=*/0.0, /*alpha=*/1.0);
     if (s.factor.defined()) {
-      // Rounded to x's type, the constant term would leave errors of its size, that of what the
-      // smallest singular values are multiplied by, on the largest.
-      q.diagonal(0, -2, -1).sub_(constant);
-      s.factor.copy_(q);
-      product_out(s.wide, x, s.factor, x, /*beta=*/constant, /*alpha=*/1.0);
-    } else {
-      product_out(s.wide, {}, q, x, /*beta=*/0.0, /*alpha=*/1.0);
+      // Q is as large as what it multiplies the smallest singular values by: rounded to x's type
+      // once, it would be off by as much for the largest. So it comes in two parts.
+      s.factor.copy_(q.sub_(factor));
+      product_out(s.wide, s.wide, s.factor, x, /*beta=*/1.0, /*alpha=*/1.0);
     }
     std::swap(x, s.wide);
   }
@@ -187,13 +185,13 @@ bool polar_in_one_launch(int capability, at::ScalarType dtype, int64_t k, int64_
 
 int64_t polar_kernel_count() { return batches_by_kernel; }
 
-at::ScalarType gram_dtype(at::ScalarType dtype, int64_t k, int64_t l) {
+at::ScalarType gram_dtype(at::ScalarType dtype, at::Device device, int64_t k, int64_t l) {
   // On a GPU float32 multiplies at about a twelfth of half precision's rate. Without restarts the
-  // Gram form takes two products of lk² and nine of k³ (counting a symmetric one as half), with
-  // them three times the first: these save more than float32 costs from here on. What rounding Q to
-  // x's type leaves on the largest singular value is, over the root of k, the product of all `a`
-  // times that type's roundoff: too much for bfloat16, and for small k.
-  return dtype == at::kHalf && k > 128 && l >= 32 * k ? at::kFloat : dtype;
+  // Gram form takes 2.5 lk² multiplications (half a product, and one in two parts) and, in five
+  // steps, 8.5 k³; with float16's restarts 4.5 lk², and no k³ to speak of. What is saved of the
+  // first is more than float32 costs from here on.
+  const bool pays = dtype == at::kHalf && l >= 48 * k;
+  return pays && float32_products(device) == at::kFloat ? at::kFloat : dtype;
 }
 
 bool gram_form_is_cheaper(int64_t k, int64_t l) {

@@ -15,7 +15,7 @@ using PolynomialSteps = std::vector<std::array<double, 3>>;
 bool gram_form_is_cheaper(int64_t k, int64_t l);
 
 // The type of the Gram form's k×k matrices where products with the k×l matrix are in `dtype`.
-at::ScalarType gram_dtype(at::ScalarType dtype, int64_t k, int64_t l);
+at::ScalarType gram_dtype(at::ScalarType dtype, at::Device device, int64_t k, int64_t l);
 
 // Overwrites each matrix of x [B, k, l], of Frobenius norm at most 1, with what the polynomials
 // make of its singular values; `gram` takes the Gram form. Products and scratch memory have x's

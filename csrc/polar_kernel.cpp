@@ -44,6 +44,7 @@ struct Section {
   int64_t matrices = 0;
   int64_t k = 0, l = 0;
   PolarForm form = {};
+  at::Tensor x = {};
 };
 
 MatrixView transposed(MatrixView view) {
@@ -51,9 +52,9 @@ MatrixView transposed(MatrixView view) {
   return view;
 }
 
-// All but the batch.
+// All but its place in the batch.
 std::optional<Job> job_of(const Bucket& bucket, const MatrixParam& member, const MatrixView& view,
-                          const StepGroup& group) {
+                          const StepGroup& group, at::ScalarType products) {
   enum Buffer { kParam, kGrad, kMomentum, kElement };
   const EquivariantOptions& o = group.options;
   const at::Tensor& param = group.params[member.index.param];
@@ -107,7 +108,7 @@ std::optional<Job> job_of(const Bucket& bucket, const MatrixParam& member, const
                                .element_offset = view.offset,
                                .dtype = kernel_dtype(param),
                                .momentum_dtype = kernel_dtype(momentum),
-                               .product_dtype = kernel_dtype(param),
+                               .product_dtype = kernel_dtype(products),
                                .momentum = o.momentum(),
                                .nesterov = takes_nesterov(o),
                                .maximize = o.maximize(),
@@ -133,15 +134,14 @@ std::optional<Section> section_of(const Bucket& bucket, size_t s,
   const Side side = side_of(bucket.rule.rule);
   if (takes_columns(side, section.k, section.l)) std::swap(section.k, section.l);
   const at::Tensor& param = param_of(groups, bucket.members.front().index);
-  const at::Tensor like = at::empty({0}, param.options().dtype(compute_dtype(param)));
-  section.form = polar_form(like, side, section.k, section.l, bucket.rule.polar);
+  section.form = polar_form(compute_dtype(param), bucket.device, side, section.k, section.l,
+                            bucket.rule.polar);
   for (const MatrixParam& member : bucket.members) {
     const MatrixView& view = member.views[s];
     if (view.count() * view.m() * view.n() == 0) return {};
-    auto job = job_of(bucket, member, view, groups[member.index.group]);
+    auto job = job_of(bucket, member, view, groups[member.index.group], section.form.dtype);
     if (!job) return {};
     job->tensor.first = section.matrices;
-    job->options.product_dtype = kernel_dtype(section.form.dtype);
     if (!kernels::polar_update_supports(job->options)) return {};
     section.matrices += view.count();
     section.jobs.push_back(*job);
@@ -273,11 +273,11 @@ class CpuPasses {
   std::vector<Partial> partials_;
 };
 
-void run_on_cpu(const Section& section, const at::Tensor& x, const PolarOptions& options) {
+void run_on_cpu(const Section& section, const PolarOptions& options) {
   if (kernels::polar_update::overflowed(section.jobs.front().options)) return;
   CpuPasses passes(section);
   passes.prepare();
-  polar_normalised(x, section.form, options);
+  polar_normalised(section.x, section.form, options);
   passes.finish();
 }
 
@@ -301,8 +301,8 @@ struct Call {
   int64_t count() const { return static_cast<int64_t>(tensors.size()); }
 };
 
-void run_on_cuda(const Section& section, const at::Tensor& x, const PolarOptions& options) {
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream(x.get_device());
+void run_on_cuda(const Section& section, const PolarOptions& options) {
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream(section.x.get_device());
   std::vector<Call> calls;
   for (const Job& job : section.jobs) {
     auto call = std::find_if(calls.begin(), calls.end(), [&](const Call& candidate) {
@@ -314,11 +314,11 @@ void run_on_cuda(const Section& section, const at::Tensor& x, const PolarOptions
   for (Call& call : calls) {
     call.scratch =
         at::empty({kernels::cuda::polar_update_scratch_bytes(call.count(), call.options)},
-                  x.options().dtype(at::kByte));
+                  section.x.options().dtype(at::kByte));
     C10_CUDA_CHECK(kernels::cuda::polar_update_prepare(
         call.tensors.data(), call.count(), call.options, call.scratch.mutable_data_ptr(), stream));
   }
-  polar_normalised(x, section.form, options);
+  polar_normalised(section.x, section.form, options);
   for (const Call& call : calls) {
     C10_CUDA_CHECK(kernels::cuda::polar_update_finish(call.count(), call.options,
                                                       call.scratch.mutable_data_ptr(), stream));
@@ -342,24 +342,21 @@ bool polar_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& group
     if (!section) return false;
     sections.push_back(std::move(*section));
   }
-  for (const MatrixParam& member : bucket.members) {
-    const EquivariantOptions& options = options_of(groups, member.index);
-    if (counts_steps(options, param_of(groups, member.index))) {
-      count_step({state_of(groups, member.index).step()}, scalars_of(groups, member.index));
+  for (Section& section : sections) {  // before anything changes: there may be no room
+    section.x = empty_matrices({section.matrices, section.k, section.l},
+                               at::TensorOptions(bucket.device).dtype(section.form.dtype));
+    for (Job& job : section.jobs) {
+      job.options.x = section.x.data_ptr();
+      job.options.x_row = section.x.stride(1);
+      job.options.x_matrix = section.x.stride(0);
     }
   }
+  count_step(bucket, groups);
   mark_changed(bucket, groups);
-  for (Section& section : sections) {
-    const at::Tensor x = empty_matrices({section.matrices, section.k, section.l},
-                                        at::TensorOptions(bucket.device).dtype(section.form.dtype));
-    for (Job& job : section.jobs) {
-      job.options.x = x.data_ptr();
-      job.options.x_row = x.stride(1);
-      job.options.x_matrix = x.stride(0);
-    }
-    if (bucket.device.is_cpu()) run_on_cpu(section, x, rule.polar);
+  for (const Section& section : sections) {
+    if (bucket.device.is_cpu()) run_on_cpu(section, rule.polar);
 #ifdef ERLANGEN_CUDA
-    if (bucket.device.is_cuda()) run_on_cuda(section, x, rule.polar);
+    if (bucket.device.is_cuda()) run_on_cuda(section, rule.polar);
 #endif
   }
   count_kernel_steps(static_cast<int64_t>(bucket.members.size()));

@@ -190,13 +190,7 @@ bool row_norm_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& gr
       jobs.push_back(*job);
     }
   }
-  for (const MatrixParam& member : bucket.members) {
-    const StepGroup& group = groups[member.index.group];
-    const EquivariantParamState& state = *group.states[member.index.param];
-    if (counts_steps(group.options, group.params[member.index.param])) {
-      count_step({state.step()}, group.scalars(bucket.device));
-    }
-  }
+  count_step(bucket, groups);
   mark_changed(bucket, groups);
   if (bucket.device.is_cpu()) {
     for (const Job& each : jobs) bucket.rule.center ? run_centered_on_cpu(each) : run_on_cpu(each);

@@ -89,10 +89,7 @@ std::vector<at::Tensor> directions(const Bucket& bucket, const std::vector<at::T
 }
 
 void step_bucket(const Bucket& bucket, const std::vector<StepGroup>& groups) {
-  const auto scalars = [&](const MatrixParam& member) -> const StepScalars& {
-    return scalars_of(groups, member.index);
-  };
-  Rollback rollback(scalars(bucket.members.front()));
+  Rollback rollback(scalars_of(groups, bucket.members.front().index));
   std::vector<at::Tensor> inputs;
   for (const MatrixParam& member : bucket.members) {
     EquivariantParamState& state = state_of(groups, member.index);
@@ -105,14 +102,12 @@ void step_bucket(const Bucket& bucket, const std::vector<StepGroup>& groups) {
   std::vector<at::Tensor> factors;
   std::vector<at::Tensor> updates =
       directions(bucket, inputs, bucket.polar_first ? &factors : nullptr);
+  count_step(bucket, groups);
   for (size_t i = 0; i < bucket.members.size(); ++i) {
     const ParamIndex& index = bucket.members[i].index;
     const EquivariantOptions& options = options_of(groups, index);
     EquivariantParamState& state = state_of(groups, index);
     if (bucket.polar_first) updates[i] = average(options, updates[i], state) * factors[i];
-    if (counts_steps(options, param_of(groups, index))) {
-      count_step({state.step()}, scalars(bucket.members[i]));
-    }
     apply(groups, index, updates[i]);
   }
   rollback.settle();

@@ -60,6 +60,16 @@ void count_step(const std::vector<at::Tensor>& steps, const StepScalars& scalars
   }
 }
 
+void count_step(const Bucket& bucket, const std::vector<StepGroup>& groups) {
+  std::vector<at::Tensor> steps;
+  for (const auto& [index, views] : bucket.members) {
+    if (counts_steps(options_of(groups, index), param_of(groups, index))) {
+      steps.push_back(state_of(groups, index).step());
+    }
+  }
+  if (!steps.empty()) count_step(steps, scalars_of(groups, bucket.members.front().index));
+}
+
 at::Tensor gradient(const std::vector<StepGroup>& groups, const ParamIndex& index) {
   const at::Tensor& param = param_of(groups, index);
   const at::Tensor& scale = scalars_of(groups, index).grad_scale;

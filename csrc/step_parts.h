@@ -30,8 +30,10 @@ bool counts_steps(const EquivariantOptions& options, const at::Tensor& param);
 bool is_placed(const at::Tensor& step, const at::Tensor& param);
 void place_step(EquivariantParamState& state, const at::Tensor& param);
 
-// Adds this step to the parameters' counts, unless it is one that must change nothing.
+// Adds this step to the parameters' counts, unless it is one that must change nothing; of a bucket,
+// to those of the members that count their steps.
 void count_step(const std::vector<at::Tensor>& steps, const StepScalars& scalars);
+void count_step(const Bucket& bucket, const std::vector<StepGroup>& groups);
 
 // The gradient in compute precision, over the gradients' scale, turned round where the group
 // ascends.

@@ -38,14 +38,19 @@ def nonzero(sizes: Tensor) -> Tensor:
 
 def gram_dtype(dtype: torch.dtype, k: int, l: int) -> torch.dtype:  # noqa: E741
     """The type of the k×k matrices of the Gram form: float32 where they cost little beside l."""
-    return torch.float32 if dtype == torch.float16 and k > 128 and l >= 32 * k else dtype
+    return torch.float32 if dtype == torch.float16 and l >= 48 * k else dtype
+
+
+def takes_columns(rule: str, m: int, n: int) -> bool:
+    return rule == "right_spectral" or (rule != "left_spectral" and m > n)
 
 
 def is_gram(rule: str, ns_method: str, m: int, n: int, dtype: torch.dtype) -> bool:
-    """Whether ns_method="auto" goes through the Gram matrix: one-sided rules and 3:2 shapes, but
-    for products in bfloat16."""
-    worth_it = rule in ("right_spectral", "left_spectral") or 2 * max(m, n) >= 3 * min(m, n)
-    return ns_method == "gram" or (ns_method == "auto" and worth_it and dtype != torch.bfloat16)
+    """Whether it goes through the Gram matrix, k×k: with ns_method="auto" where l ≥ 3/2 k,
+    but for products in bfloat16."""
+    k, l = (n, m) if takes_columns(rule, m, n) else (m, n)  # noqa: E741
+    cheaper = 2 * l >= 3 * k and dtype != torch.bfloat16
+    return ns_method == "gram" or (ns_method == "auto" and cheaper)
 
 
 def restarts(steps: list, dtype: torch.dtype) -> list[int]:
@@ -97,18 +102,17 @@ class _Noisy:
         """Gram Newton-Schulz, begun anew with each of these steps; k×k matrices by `square`."""
         for first, end in zip(begins, [*begins[1:], len(steps)], strict=True):
             r = square.symmetric(x, x.mT)
-            one = torch.eye(r.shape[-1], dtype=x.dtype).expand_as(r)
-            q, constant = one, 1.0
+            q = torch.eye(r.shape[-1], dtype=x.dtype).expand_as(r)
             for a, b, c in steps[first:end]:
                 z = square.symmetric(c * r, r, b * r)
                 q = square.symmetric(q, z, a * q)
                 rz = square.symmetric(r, z, a * r)
                 r = square.symmetric(z, rz, a * rz)
-                constant *= a
             if square.store == self.store:
                 x = self.product(q, x)
             else:
-                x = self.product(self.rounded(q - constant * one), x, constant * x)
+                high = self.rounded(q)
+                x = self.product(self.rounded(q - high), x, self.product(high, x))
         return x
 
 
@@ -129,9 +133,7 @@ def polar_errors(
     x = x.double()
     exact = polar(x, rule.steps, rule.norm_at_least)
     norm = max(float(x.norm()), rule.norm_at_least)
-    left = rule.rule == "left_spectral" or (
-        rule.rule != "right_spectral" and x.shape[0] <= x.shape[1]
-    )
+    left = not takes_columns(rule.rule, *x.shape)
     generator = torch.Generator().manual_seed(1)
     if norm == 0:
         return torch.zeros(samples, *x.shape, dtype=x.dtype)

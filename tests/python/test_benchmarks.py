@@ -101,8 +101,9 @@ def test_fewest_operations():
     """Counted by hand: five standard steps, and the Gram form where it takes fewer."""
     assert harness.polar_operations("spectral", 10, 10) == 5 * 3000 + 5 * 1000
     assert harness.polar_operations("spectral", 10, 100) == 3 * 10_000 + 17 * 1000
-    assert harness.polar_operations("right_spectral", 10, 100) == 3 * 100_000 + 17 * 1_000_000
-    assert harness.polar_operations("left_spectral", 100, 10) == 3 * 100_000 + 17 * 1_000_000
+    assert harness.polar_operations("right_spectral", 100, 10) == 3 * 10_000 + 17 * 1000
+    assert harness.polar_operations("right_spectral", 10, 100) == 5 * (300_000 + 1_000_000)
+    assert harness.polar_operations("left_spectral", 100, 10) == 5 * (300_000 + 1_000_000)
 
 
 def test_a_peer_that_fails_is_named():

@@ -203,17 +203,34 @@ def test_products_by_default(device):
             assert torch.equal(F.spectral(x), F.spectral(x, ns_dtype="float32"))
 
 
-# Where k×k matrices are in float32 though products with X are in float16.
-@pytest.mark.parametrize("sigma", ["decades", "one large"])
+# The largest σ in the band of each set.
+GREATEST = {"jordan": 1.21, "you": 1.15, "polar_express": 1.12, "deepseek_v4": 1.0, "cubic": 1.0}
+
+# Of 32: those on which the Gram form's rounding shows.
+SPECTRA = {
+    "decades": torch.logspace(-3, 0, 32),
+    "one large": torch.tensor([1.0] + [1e-3] * 31),
+    "two": torch.tensor([0.8, 0.6] + [1e-3] * 30),
+    "half": torch.tensor([1.0] * 16 + [1e-3] * 16),
+}
+
+
+def of_spectrum(name, shape, aligned):
+    """Singular vectors along the axes, where each entry of the root counts alone, or anywhere."""
+    if not aligned:
+        return with_singular_values(SPECTRA[name], *shape, torch.float32)
+    x = torch.zeros(shape)
+    x.diagonal().copy_(SPECTRA[name])
+    return x
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("spectrum", SPECTRA)
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("rule", RULES)
-def test_root_in_float32(rule, name, sigma, device):
-    k, l = 130, 4160  # noqa: E741
-    x = with_singular_values(
-        torch.logspace(-3, 0, k) if sigma == "decades" else torch.tensor([1.0] + [1e-3] * (k - 1)),
-        *((l, k) if rule == "right_spectral" else (k, l)),
-        torch.float32,
-    )
+def test_root_in_float32(rule, name, spectrum, aligned, device):
+    """Where k×k matrices are in float32 though products with X are in float16."""
+    x = of_spectrum(spectrum, (1536, 32) if rule == "right_spectral" else (32, 1536), aligned)
     y = FUNCTIONS[rule](x.to(device), ns_coefficients=name, ns_dtype="float16", ns_method="gram")
     options = Rule(rule, steps=steps_of(name))
     assert_near(y, polar(x, options.steps), spread(x, options, "float16", "gram"))
@@ -221,8 +238,32 @@ def test_root_in_float32(rule, name, sigma, device):
     assert float(torch.linalg.matrix_norm(y.cpu(), 2)) < 1.05 * GREATEST[name]
 
 
-# The largest σ in the band of each set.
-GREATEST = {"jordan": 1.21, "you": 1.15, "polar_express": 1.12, "deepseek_v4": 1.0, "cubic": 1.0}
+@pytest.fixture
+def matmul_precision():
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("rule", RULES)
+def test_float32_products_that_round_more(
+    rule, name, spectrum, precision, device, matmul_precision
+):
+    """The Gram form begins anew more often, whether the device makes use of what it may or not."""
+    for aligned in (False, True):
+        x = of_spectrum(spectrum, (1536, 32) if rule == "right_spectral" else (32, 1536), aligned)
+        results = []
+        for each in ("highest", precision):
+            matmul_precision(each)
+            results.append(
+                FUNCTIONS[rule](x.to(device), ns_coefficients=name, ns_dtype="float32").cpu()
+            )
+        assert aligned or not torch.equal(*results)
+        # 5 % for the rounding of half precision.
+        assert float(torch.linalg.matrix_norm(results[1], 2)) < 1.05 * GREATEST[name]
 
 
 @pytest.mark.parametrize("method", [*METHODS, "auto"])

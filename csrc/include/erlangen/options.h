@@ -125,8 +125,8 @@ struct EquivariantOptions : public torch::optim::OptimizerCloneableOptions<Equiv
   // float64 through a Gram matrix, as the one-sided rules go, those below the root of its
   // rounding), and the type of its products: "float32", "bfloat16", "float16" or "auto", which is
   // float64 for float64 parameters; float16 on CUDA; and on CPUs with instructions for it bfloat16,
-  // but for what goes through a Gram matrix, where bfloat16 saves nothing: one-sided rules and
-  // matrices of 3:1 and longer. These, and other CPUs, multiply in float32.
+  // but for one-sided rules, and for matrices of 3:1 and longer, whose Gram form is faster and
+  // saves nothing in bfloat16. These, and other CPUs, multiply in float32.
   ERLANGEN_OPTION(NsCoefficients, ns_coefficients, {});
   ERLANGEN_OPTION(OptionalInt, ns_steps, std::nullopt);
   ERLANGEN_OPTION(std::string, ns_method, "auto");
