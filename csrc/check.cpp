@@ -154,6 +154,13 @@ void check_plain(const at::Tensor& tensor, const std::string& where) {
                    " is a tensor subclass (such as a DTensor); allowed: plain tensors");
 }
 
+// What steps compute with; types of a byte are made for products alone.
+constexpr char kAllowedTypes[] = "; allowed: float32, float64, bfloat16, float16";
+bool is_allowed(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
+         dtype == at::kHalf;
+}
+
 }  // namespace
 
 void check_param(const at::Tensor& param, const EquivariantOptions& options,
@@ -161,10 +168,8 @@ void check_param(const at::Tensor& param, const EquivariantOptions& options,
   TORCH_CHECK_TYPE(param.defined(), where, " is an undefined tensor");
   TORCH_CHECK_TYPE(param.layout() == at::kStrided, where, " is sparse (", param.layout(),
                    "); allowed: dense tensors");
-  const auto dtype = param.scalar_type();
-  TORCH_CHECK_TYPE(
-      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
-      where, " has dtype ", dtype, "; allowed: float32, float64, bfloat16, float16");
+  TORCH_CHECK_TYPE(is_allowed(param.scalar_type()), where, " has dtype ", param.scalar_type(),
+                   kAllowedTypes);
   check_plain(param, where);
   TORCH_CHECK_VALUE(at::has_internal_overlap(param) != at::MemOverlap::Yes, where,
                     " has several entries in one place of memory (shape ", param.sizes(),
@@ -201,8 +206,8 @@ void check_grad(const at::Tensor& grad, const at::Tensor& param,
                     grad.sizes(), ", the parameter ", param.sizes());
   TORCH_CHECK_VALUE(grad.device() == param.device(), where(), ": the gradient is on ",
                     grad.device(), ", the parameter on ", param.device());
-  TORCH_CHECK_TYPE(at::isFloatingType(grad.scalar_type()), where(), ": the gradient has dtype ",
-                   grad.scalar_type(), "; allowed: floating point");
+  TORCH_CHECK_TYPE(is_allowed(grad.scalar_type()), where(), ": the gradient has dtype ",
+                   grad.scalar_type(), kAllowedTypes);
 }
 
 void check_state(const EquivariantParamState& state, const at::Tensor& param,
@@ -212,9 +217,9 @@ void check_state(const EquivariantParamState& state, const at::Tensor& param,
     if (tensor.unsafeGetTensorImpl()->is_python_dispatch()) {
       check_plain(tensor, where() + ": state " + name);
     }
-    TORCH_CHECK_TYPE(tensor.layout() == at::kStrided && at::isFloatingType(tensor.scalar_type()),
-                     where(), ": state ", name, " is ", tensor.layout(), " of dtype ",
-                     tensor.scalar_type(), "; allowed: dense floating point");
+    TORCH_CHECK_TYPE(tensor.layout() == at::kStrided && is_allowed(tensor.scalar_type()), where(),
+                     ": state ", name, " is ", tensor.layout(), " of dtype ", tensor.scalar_type(),
+                     kAllowedTypes, ", dense");
     TORCH_CHECK_VALUE(tensor.sizes() == param.sizes(), where(), ": state ", name, " has shape ",
                       tensor.sizes(), ", the parameter ", param.sizes());
     TORCH_CHECK_VALUE(tensor.device() == param.device(), where(), ": state ", name, " is on ",

@@ -99,7 +99,7 @@ std::optional<std::vector<Columns>> columns_of(const at::Tensor& tensor, const L
                                                const std::vector<MatrixView>& contiguous_views,
                                                bool units_are_rows) {
   // With strides that do not join, a layout that joins dimensions has no such view.
-  if (!tensor.is_contiguous() && flattens(layout)) return {};
+  if (tensor.is_neg() || (!tensor.is_contiguous() && flattens(layout))) return {};
   std::vector<Columns> result;
   for (const MatrixView& view :
        tensor.is_contiguous()

@@ -29,7 +29,8 @@ kernels::DType kernel_dtype(at::ScalarType dtype) {
     case at::kDouble: return kernels::DType::float64;
     case at::kBFloat16: return kernels::DType::bfloat16;
     case at::kHalf: return kernels::DType::float16;
-    default: return kernels::DType::float32;
+    case at::kFloat: return kernels::DType::float32;
+    default: TORCH_INTERNAL_ASSERT(false, "no kernel computes in ", dtype);
   }
 }
 
@@ -95,6 +96,7 @@ bool append_strided(const Dim& dim, int64_t offset, const at::Tensor& tensor, Di
 }  // namespace
 
 std::optional<MatrixView> view_of(const MatrixView& contiguous, const at::Tensor& tensor) {
+  if (tensor.is_neg()) return {};
   if (tensor.is_contiguous()) return contiguous;
   MatrixView result;
   int64_t unit = 1;

@@ -28,7 +28,8 @@ void* element(const at::Tensor& tensor, int64_t offset);
 // Tells autograd of what a kernel writes behind its back: every member's parameter and momentum.
 void mark_changed(const Bucket& bucket, const std::vector<StepGroup>& groups);
 
-// The view of the contiguous tensor as one of `tensor`, which has its sizes.
+// The view of the contiguous tensor as one of `tensor`, which has its sizes. Nothing where no
+// strides say it, or where what lies in memory is not the value (a lazily negated tensor).
 std::optional<MatrixView> view_of(const MatrixView& contiguous, const at::Tensor& tensor);
 
 // How the logical rows lie in all buffers: as the kernels can say it.

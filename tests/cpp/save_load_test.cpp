@@ -230,7 +230,7 @@ const std::vector<Spoiled> kSpoiled = {
      state([](auto& s) {
        s.momentum_buffer(torch::ones({4, 6}, at::kLong));
      }),
-     {"parameter 0", "momentum_buffer", "floating point"}},
+     {"parameter 0", "momentum_buffer", "allowed: float32"}},
     {"another_rule",
      options([](auto& o) { o.rule("adamw"); }),
      {"parameter 0", "exp_avg", "adamw"}},

@@ -81,6 +81,10 @@ BAD_STATE_DICTS = {
         set_path("state", 0, "momentum_buffer", torch.ones(8, 6, dtype=torch.int64)),
         ["param_groups[0], parameter 0", "momentum_buffer"],
     ),
+    "momentum of a byte": (
+        set_path("state", 0, "momentum_buffer", torch.ones(8, 6).to(torch.float8_e4m3fn)),
+        ["param_groups[0], parameter 0", "momentum_buffer", "float32, float64, bfloat16, float16"],
+    ),
     "sparse momentum": (
         set_path("state", 0, "momentum_buffer", torch.ones(8, 6).to_sparse()),
         ["param_groups[0], parameter 0", "momentum_buffer"],
