@@ -1,12 +1,13 @@
-// The scalar formulas of a step that divides rows, columns or other units by their length: momentum
-// and direction, scale of a sum of squares, new parameter. Shared by these steps' kernels on CPU
-// and CUDA; kernels/row_norm.h says what a step computes.
+// The scalar formulas that the steps of all matrix rules share on CPU and CUDA: momentum and
+// direction, scale of a sum of squares, new parameter and its rounding noise. kernels/row_norm.h
+// and its like say what a step computes.
 
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+#include "philox.h"
 #include "types.h"
 
 namespace erlangen::kernels::norm_step {
@@ -49,6 +50,13 @@ ERLANGEN_INLINE double weight_decay(const Tensor& tensor) {
 template <typename Tensor>
 ERLANGEN_INLINE double lost(const Tensor& tensor) {
   return lr(tensor) * weight_decay(tensor);
+}
+
+template <typename Tensor, typename Options>
+ERLANGEN_INLINE RoundingNoise rounding_noise(const Tensor& tensor, const Options& options) {
+  const int64_t step =
+      tensor.step_pointer ? static_cast<int64_t>(*tensor.step_pointer) : tensor.step;
+  return {options.seed, static_cast<uint32_t>(step), static_cast<uint32_t>(tensor.position)};
 }
 
 // Whether the kernels take this combination of types.

@@ -9,9 +9,9 @@
 //   p <- (1 - lr * weight_decay) * p - lr * factor * (scale * x)
 //
 // e is the exponent that brings the matrix's largest magnitude to [1/2, 1), so that neither the
-// cast nor the squares overflow or vanish; powers of two of g and its sign change no bit of x but
-// the sign. The norm is that of the matrix as cast: rounding could otherwise push a singular value
-// over the polynomials' limit.
+// cast nor the squares overflow or vanish; a power of two, or a sign, that g and m have in common
+// changes no bit of x but the sign. The norm is that of the matrix as cast: rounding could
+// otherwise push a singular value over the polynomials' limit.
 //
 // This file holds what the CPU and the CUDA kernels share: the arguments and what follows from
 // them; the formulas of momentum and parameter stand in norm_step.h. All arithmetic is in float,
@@ -24,8 +24,6 @@
 #include <cstdint>
 
 #include "norm_step.h"
-#include "philox.h"
-#include "row_norm.h"
 #include "row_strides.h"
 #include "types.h"
 
@@ -87,8 +85,8 @@ namespace polar_update {
 using norm_step::lost;
 using norm_step::lr;
 using norm_step::overflowed;
+using norm_step::rounding_noise;
 using norm_step::scalars;
-using row_norm::rounding_noise;
 
 // Whether the momentum as stored is z.
 ERLANGEN_INLINE bool stores_direction(const PolarUpdateOptions& options) {

@@ -80,18 +80,12 @@ using norm_step::lr;
 using norm_step::magnitude_key;
 using norm_step::overflowed;
 using norm_step::prescale;
+using norm_step::rounding_noise;
 using norm_step::scalars;
 using norm_step::Scalars;
 using norm_step::updated;
 
 ERLANGEN_INLINE double step_size(const RowNormTensor& tensor) { return lr(tensor) * tensor.factor; }
-
-template <typename Tensor, typename Options>
-ERLANGEN_INLINE RoundingNoise rounding_noise(const Tensor& tensor, const Options& options) {
-  const int64_t step =
-      tensor.step_pointer ? static_cast<int64_t>(*tensor.step_pointer) : tensor.step;
-  return {options.seed, static_cast<uint32_t>(step), static_cast<uint32_t>(tensor.position)};
-}
 
 // A row's block and its place there. Most tensors are one block: no division.
 struct RowPlace {

@@ -269,7 +269,11 @@ std::string explain(const py::list& param_groups) {
 }
 
 at::Tensor symmetric_product(const at::Tensor& x) {
-  TORCH_CHECK_VALUE(x.dim() == 2, "x has the shape ", x.sizes(), "; allowed: two dimensions");
+  TORCH_CHECK_VALUE(x.dim() == 2 && at::isFloatingType(x.scalar_type()), "x has the shape ",
+                    x.sizes(), " and dtype ", x.scalar_type(),
+                    "; allowed: two dimensions, floating point");
+  const at::NoGradGuard no_grad;
+  const c10::DeviceGuard guard(x.device());
   const at::Tensor batch = x.contiguous().unsqueeze(0);
   const int64_t n = x.size(0);
   const at::Tensor out = erlangen::empty_matrices({1, n, n}, x.options());

@@ -1,5 +1,6 @@
-// One row's momentum, direction, norm and parameter on the CPU, for the row-norm kernels. The
-// formula stands in kernels/row_norm.h. Included by their .cpp files only, after vectors.h.
+// Momentum, direction, norm and parameter of a run of elements on the CPU, for the kernels of rows
+// and of what surrounds the polar iteration. The formulas stand in kernels/norm_step.h and
+// kernels/row_norm.h. Included by .cpp files only, after vectors.h.
 
 #pragma once
 

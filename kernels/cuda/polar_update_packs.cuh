@@ -1,5 +1,5 @@
 // Access to the tiles of the kernels around the polar iteration, and the choice of a kernel by
-// types. For .cu files only.
+// alignment and types. For .cu files only.
 
 #pragma once
 
@@ -13,7 +13,6 @@ namespace erlangen::kernels::cuda {
 
 template <typename T>
 using Four = Pack<T, kPolarPack>;
-// ---- Packs
 
 // A tile of a tensor's matrix, in all of its buffers.
 struct Place {

@@ -30,7 +30,7 @@ struct Case {
   at::ScalarType dtype = at::kFloat;
 };
 
-// One for each way through the reference operations.
+// One for each way through a step.
 std::vector<Case> cases() {
   return {
       {"spectral", rule("spectral")},
@@ -193,9 +193,15 @@ TEST(Scalars, KernelsReadRatesFromTensors) {
       {"column_norm cautious", rule("column_norm").decay("cautious")},
       {"column_norm bfloat16", rule("column_norm"), at::kBFloat16},
       {"column_norm float64", rule("column_norm"), at::kDouble},
+      {"spectral", rule("spectral")},
+      {"spectral cautious", rule("spectral").decay("cautious")},
+      {"spectral rounded", rule("spectral").stochastic_rounding(true), at::kBFloat16},
+      {"spectral float64", rule("spectral"), at::kDouble},
   };
   for (Case c : fused_cases) {
     c.options.momentum(0.0).adjust_lr_fn("none");
+    const std::vector<std::array<double, 3>> one_step = {{1.5, -0.5, 0.0}};
+    c.options.ns_coefficients(one_step).ns_steps(1).ns_dtype("float32");
     for (const bool lr_in_tensor : {false, true}) {
       for (const bool decay_in_tensor : {false, true}) {
         SCOPED_TRACE(::testing::Message() << c.name << ", in tensors: lr " << lr_in_tensor
