@@ -118,7 +118,7 @@ void step_adamw(const std::vector<ParamIndex>& params, const std::vector<StepGro
     });
     if (found == calls.end()) found = calls.insert(calls.end(), std::move(call));
     found->params.push_back(param);
-    found->grads.push_back(param.grad());
+    found->grads.push_back(param.grad().resolve_neg());  // as the fused kernel wants them
     found->exp_avgs.push_back(state.exp_avg());
     found->exp_avg_sqs.push_back(state.exp_avg_sq());
     found->steps.push_back(state.step());

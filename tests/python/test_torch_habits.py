@@ -296,9 +296,9 @@ def test_parameters_of_any_strides(rule, device):
     torch.testing.assert_close(plain, strided, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["transposed", "expanded", "sliced"])
-@pytest.mark.parametrize("rule", ["spectral", "row_norm", "hybrid", "adamw"])
-def test_gradients_of_any_strides(rule, kind, device):
+@pytest.mark.parametrize("kind", ["transposed", "expanded", "sliced", "lazily negated"])
+@pytest.mark.parametrize("rule", ["spectral", "row_norm", "column_norm", "hybrid", "adamw"])
+def test_gradients_of_any_kind(rule, kind, device):
     params = [nn.Parameter(torch.randn(8, 6, device=device)) for _ in range(2)]
     params[1].data.copy_(params[0].data)
     optimizers = [erlangen.Equivariant([{"params": [p], "rule": rule}]) for p in params]
@@ -307,8 +307,9 @@ def test_gradients_of_any_strides(rule, kind, device):
             "transposed": torch.randn(6, 8, device=device).t(),
             "expanded": torch.randn(8, 1, device=device).expand(8, 6),
             "sliced": torch.randn(16, 12, device=device)[::2, ::2],
+            "lazily negated": torch._neg_view(torch.randn(8, 6, device=device)),
         }[kind]
-        params[0].grad, params[1].grad = grad, grad.contiguous()
+        params[0].grad, params[1].grad = grad, grad.resolve_neg().contiguous()
         for optimizer in optimizers:
             optimizer.step()
     torch.testing.assert_close(params[0], params[1], rtol=1e-6, atol=1e-6)
