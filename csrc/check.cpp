@@ -6,6 +6,7 @@
 #include "step_parts.h"
 
 #include <ATen/MemoryOverlap.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 #include <c10/util/strides.h>
 #include <erlangen/functional.h>
@@ -161,6 +162,13 @@ bool is_allowed(at::ScalarType dtype) {
          dtype == at::kHalf;
 }
 
+void check_inference(const at::Tensor& tensor, const std::string& where) {
+  TORCH_CHECK_VALUE(
+      !tensor.is_inference() || c10::InferenceMode::is_enabled(), where,
+      " was made under torch.inference_mode(); allowed: ordinary tensors (its clone(), "
+      "made outside of that mode, is one)");
+}
+
 }  // namespace
 
 void check_param(const at::Tensor& param, const EquivariantOptions& options,
@@ -200,6 +208,7 @@ void check_grad(const at::Tensor& grad, const at::Tensor& param,
   for (const at::Tensor* tensor : {&param, &grad}) {
     if (tensor->unsafeGetTensorImpl()->is_python_dispatch()) check_plain(*tensor, where());
   }
+  if (param.is_inference()) check_inference(param, where());
   TORCH_CHECK_TYPE(grad.layout() == at::kStrided, where(), ": the gradient is sparse (",
                    grad.layout(), "); allowed: dense gradients");
   TORCH_CHECK_VALUE(grad.sizes() == param.sizes(), where(), ": the gradient has shape ",
@@ -222,6 +231,10 @@ void check_state(const EquivariantParamState& state, const at::Tensor& param,
                      kAllowedTypes, ", dense");
     TORCH_CHECK_VALUE(tensor.sizes() == param.sizes(), where(), ": state ", name, " has shape ",
                       tensor.sizes(), ", the parameter ", param.sizes());
+    TORCH_CHECK_VALUE(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, where(), ": state ",
+                      name, " has several entries in one place of memory (strides ",
+                      tensor.strides(), "); allowed: each entry its own");
+    if (tensor.is_inference()) check_inference(tensor, where() + ": state " + name);
     TORCH_CHECK_VALUE(tensor.device() == param.device(), where(), ": state ", name, " is on ",
                       tensor.device(), ", the parameter on ", param.device(),
                       "; move the parameters before the first step, or load the state again");

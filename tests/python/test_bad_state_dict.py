@@ -85,6 +85,10 @@ BAD_STATE_DICTS = {
         set_path("state", 0, "momentum_buffer", torch.ones(8, 6).to(torch.float8_e4m3fn)),
         ["param_groups[0], parameter 0", "momentum_buffer", "float32, float64, bfloat16, float16"],
     ),
+    "momentum of few entries in many places": (
+        set_path("state", 0, "momentum_buffer", torch.ones(1, 6).expand(8, 6)),
+        ["param_groups[0], parameter 0", "momentum_buffer", "each entry its own"],
+    ),
     "sparse momentum": (
         set_path("state", 0, "momentum_buffer", torch.ones(8, 6).to_sparse()),
         ["param_groups[0], parameter 0", "momentum_buffer"],

@@ -300,6 +300,22 @@ def test_gradient_of_another_type(dtype, live):
     Picture(live).assert_same(before)
 
 
+@pytest.mark.parametrize("rule", ["spectral", "row_norm", "hybrid", "adamw"])
+def test_tensors_of_inference_mode(rule, device):
+    with torch.inference_mode():
+        inference = nn.Parameter(torch.ones(4, 4, device=device))
+    plain = nn.Parameter(torch.ones(4, 4, device=device))
+    optimizers = [erlangen.Equivariant([{"params": [p], "rule": rule}]) for p in (inference, plain)]
+    for p in (inference, plain):
+        p.grad = torch.eye(4, device=device)
+    with torch.inference_mode():
+        optimizers[1].step()  # its state is made there
+    for optimizer in optimizers:
+        before = Picture(optimizer)
+        raises(ValueError, ["param_groups[0], parameter 0", "inference_mode"], optimizer.step)
+        Picture(optimizer).assert_same(before)
+
+
 @needs_gpu
 @pytest.mark.parametrize("rule", ["spectral", "row_norm", "adamw"])
 def test_gradient_on_another_device(rule):  # without a GPU: tests/cpp/bad_tensors_test.cpp
