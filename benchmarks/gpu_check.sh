@@ -18,7 +18,8 @@ out="${1:-benchmarks/results}"
 mkdir -p "$out" && out="$(realpath "$out")" || exit 1
 stages=" ${STAGES:-build tests sanitizer benchmarks} "
 needs_gpu=(-m skipif) # the tests that are skipped without one
-export PYTHONPATH="$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
+# This tree's own build; "collect" builds none and takes the package that is installed.
+[ "$stages" = " collect " ] || export PYTHONPATH="$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
 failed=()
 
 stage() { # NAME SECONDS COMMAND...
