@@ -1,5 +1,6 @@
 """Runs the library beside its oracles; shared by the tests of rules, layouts and options."""
 
+import itertools
 import math
 
 import erlangen
@@ -154,3 +155,41 @@ def rule_id(rule: Rule) -> str:
         parts.append(rule.order)
     parts += ["centered"] * rule.center + [f"alpha{rule.alpha}"] * (rule.alpha != 0)
     return "-".join(parts + ["exact"] * (rule.steps is None))
+
+
+memory_orders = pytest.mark.parametrize(
+    "template",
+    [
+        torch.empty(8, 6),
+        torch.empty(16, 12)[::2, ::2],
+        torch.empty(6, 8).T,
+        torch.empty(8, 6, 2).contiguous(),
+        torch.empty(8, 2, 3, 2).contiguous(memory_format=torch.channels_last),
+        torch.empty(2, 8, 6).transpose(0, 1),
+    ],
+    ids=["plain", "apart", "columns", "stack", "channels_last", "swapped"],
+)
+
+LAYOUT_STEPS = [
+    *(
+        {"pairs": order, "dim": dim}
+        for order in ("concatenated", "interleaved")
+        for dim in (-2, -1)
+    ),
+    *({"heads": n, "dim": dim} for n in (2, 4) for dim in (-2, -1)),
+    {"sections": [2, 6], "dim": -2},
+    {"sections": [2, 4], "dim": -1},
+    {"transpose": True},
+]
+
+
+def fitting_layouts(shape, rule: str):
+    """Layouts of one or two steps, with and without flatten before them, that fit the shape."""
+    tails = [list(steps) for n in (1, 2) for steps in itertools.product(LAYOUT_STEPS, repeat=n)]
+    for layout in tails + [[{"flatten": True}, *tail] for tail in tails]:
+        try:
+            group = {"params": [torch.nn.Parameter(torch.zeros(shape))], "rule": rule}
+            erlangen.Equivariant([group], layout=layout)
+        except ValueError:
+            continue
+        yield layout

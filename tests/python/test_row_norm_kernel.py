@@ -8,7 +8,14 @@ import torch
 from bounds import roundoff
 from erlangen import _C
 from oracles import DTYPES, Rule, Step
-from rule_helpers import check_steps, compute_dtype, like, storage_error
+from rule_helpers import (
+    check_steps,
+    compute_dtype,
+    fitting_layouts,
+    like,
+    memory_orders,
+    storage_error,
+)
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (3, 5), (17, 64), (5, 100), (3, 4, 33), (2, 4097)]
 
@@ -128,43 +135,8 @@ LAYOUTS = [
 ]
 
 
-LAYOUT_STEPS = [
-    *(
-        {"pairs": order, "dim": dim}
-        for order in ("concatenated", "interleaved")
-        for dim in (-2, -1)
-    ),
-    *({"heads": n, "dim": dim} for n in (2, 4) for dim in (-2, -1)),
-    {"sections": [2, 6], "dim": -2},
-    {"sections": [2, 4], "dim": -1},
-    {"transpose": True},
-]
-
-
-def fitting_layouts(shape):
-    """Layouts of one or two steps, with and without flatten before them, that fit the shape."""
-    tails = [list(steps) for n in (1, 2) for steps in itertools.product(LAYOUT_STEPS, repeat=n)]
-    for layout in tails + [[{"flatten": True}, *tail] for tail in tails]:
-        try:
-            erlangen.RowNorm([torch.nn.Parameter(torch.zeros(shape))], layout=layout)
-        except ValueError:
-            continue
-        yield layout
-
-
 @pytest.mark.parametrize("support", ["all", "gradient"])
-@pytest.mark.parametrize(
-    "template",
-    [
-        torch.empty(8, 6),
-        torch.empty(16, 12)[::2, ::2],
-        torch.empty(6, 8).T,
-        torch.empty(8, 6, 2).contiguous(),
-        torch.empty(8, 2, 3, 2).contiguous(memory_format=torch.channels_last),
-        torch.empty(2, 8, 6).transpose(0, 1),
-    ],
-    ids=["plain", "apart", "columns", "stack", "channels_last", "swapped"],
-)
+@memory_orders
 def test_every_layout_and_memory_order(template, support, device):
     """What the kernel makes of a view is what the reference makes of it."""
     shape = tuple(template.shape)
@@ -176,7 +148,7 @@ def test_every_layout_and_memory_order(template, support, device):
     room = (8 + start.numel() ** 0.5) * roundoff(torch.float32)
     ran = 0
     grads = [g, like(g, template)]
-    for layout, g in itertools.product(fitting_layouts(shape), grads):
+    for layout, g in itertools.product(fitting_layouts(shape, "row_norm"), grads):
         options = {"layout": layout, "support": support}
         fused, _, runs = steps(start, [g], **options)
         expected, _, _ = reference_steps(start, [g], **options)
