@@ -4,8 +4,8 @@ For people who build their own optimizer. They are the operators torch.ops.erlan
 torch.compile and torch.export see through them. Formulas: arXiv 2605.18106. Results have the
 input's shape and dtype and require no gradient; zero rows and zero matrices map to zero.
 
-Raises TypeError for a tensor that is not floating point, and ValueError for one of fewer than two
-dimensions and for an option value that does not exist.
+Raises TypeError for a tensor that is not floating point and for an option of another type, and
+ValueError for a tensor of fewer than two dimensions and for an option value that does not exist.
 """
 
 import torch
@@ -29,17 +29,26 @@ _ops = torch.ops.erlangen
 def _polar_args(ns_coefficients, ns_steps, ns_method, ns_dtype) -> dict:
     """The arguments of the polar iteration as the operators take them."""
     args = {"ns_steps": ns_steps, "ns_method": ns_method, "ns_dtype": ns_dtype}
+    # The operators' own message for an argument of another type is their whole schema.
+    if ns_steps is not None and not isinstance(ns_steps, int):
+        raise TypeError(f"ns_steps is {ns_steps!r}; allowed: None or an int")
+    for name in ("ns_method", "ns_dtype"):
+        if not isinstance(args[name], str):
+            raise TypeError(f"{name} is {args[name]!r}; allowed: a str")
     if isinstance(ns_coefficients, str):
         return args | {"ns_coefficients": ns_coefficients}
-    triples = list(ns_coefficients)
-    if triples and not isinstance(triples[0], (list, tuple)):
-        triples = [triples]  # one triple, for all steps
-    if not triples or any(len(triple) != 3 for triple in triples):
-        raise ValueError(
+    try:
+        triples = list(ns_coefficients)
+        if triples and not isinstance(triples[0], (list, tuple)):
+            triples = [triples]  # one triple, for all steps
+        if not triples or any(len(triple) != 3 for triple in triples):
+            raise ValueError
+        return args | {"ns_triples": [float(c) for triple in triples for c in triple]}
+    except (TypeError, ValueError):
+        raise TypeError(
             f"ns_coefficients is {ns_coefficients!r}; allowed: the name of a set, three numbers, "
             "or a list of such triples"
-        )
-    return args | {"ns_triples": [float(c) for triple in triples for c in triple]}
+        ) from None
 
 
 def _tensor(x) -> Tensor:

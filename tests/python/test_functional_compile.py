@@ -119,6 +119,27 @@ def test_refuses_options_that_do_not_exist(name, bad, device):
         getattr(F, name)(torch.ones(3, 3, device=device), **bad)
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"ns_coefficients": 5},
+        {"ns_coefficients": None},
+        {"ns_coefficients": [(1, 2, "a")]},
+        {"ns_coefficients": (1.0, 2.0)},
+        {"ns_coefficients": []},
+        {"ns_steps": 1.5},
+        {"ns_method": None},
+        {"ns_dtype": torch.bfloat16},
+    ],
+    ids=str,
+)
+def test_refuses_options_of_another_type(bad):
+    (name, value) = next(iter(bad.items()))
+    with pytest.raises(TypeError) as error:
+        F.spectral(torch.ones(3, 3), **bad)
+    assert str(error.value).startswith(f"{name} is {value!r}; allowed: ")
+
+
 @pytest.mark.parametrize("name", POLAR)
 def test_autocast_changes_nothing(name, device):
     """ns_dtype alone says in which type the products are."""
