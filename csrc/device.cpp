@@ -48,6 +48,16 @@ bool has_code_for(const std::string& architectures, int major, int minor) {
   return false;
 }
 
+void check_capability(const std::string& architectures, int major, int minor, c10::Device device,
+                      const std::string& where) {
+  TORCH_CHECK_VALUE(major >= 8, where, " is on ", device, ", of compute capability ", major, ".",
+                    minor, "; allowed: 8.0 (Ampere) and newer");
+  TORCH_CHECK_VALUE(has_code_for(architectures, major, minor), where, " is on ", device,
+                    ", of compute capability ", major, ".", minor, ", but erlangen was built for ",
+                    architectures, ". Install it from source with TORCH_CUDA_ARCH_LIST=\"", major,
+                    ".", minor, "\" or on a machine with this GPU.");
+}
+
 #ifdef ERLANGEN_CUDA
 
 void check_device(c10::Device device, const std::string& where) {
@@ -55,13 +65,7 @@ void check_device(c10::Device device, const std::string& where) {
   int major = 0, minor = 0;
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index()));
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device.index()));
-  TORCH_CHECK_VALUE(major >= 8, where, " is on ", device, ", of compute capability ", major, ".",
-                    minor, "; allowed: 8.0 (Ampere) and newer");
-  TORCH_CHECK_VALUE(has_code_for(ERLANGEN_CUDA_ARCHITECTURES, major, minor), where, " is on ",
-                    device, ", of compute capability ", major, ".", minor,
-                    ", but erlangen was built for ", ERLANGEN_CUDA_ARCHITECTURES,
-                    ". Install it from source with TORCH_CUDA_ARCH_LIST=\"", major, ".", minor,
-                    "\" or on a machine with this GPU.");
+  check_capability(ERLANGEN_CUDA_ARCHITECTURES, major, minor, device, where);
 }
 
 bool is_capturing(c10::Device device) {

@@ -14,8 +14,13 @@ namespace erlangen {
 // version.
 bool has_code_for(const std::string& architectures, int major, int minor);
 
-// Raises c10::ValueError for a CUDA device under compute capability 8.0, or one that the kernels
-// were not built for. A build without CUDA kernels runs wherever torch does.
+// Raises c10::ValueError for a CUDA device of this compute capability if that is under 8.0, or if a
+// build for these architectures has no code for it. `where` is what lies on the device.
+void check_capability(const std::string& architectures, int major, int minor, c10::Device device,
+                      const std::string& where);
+
+// The same of a device that is there and of this build. One without CUDA kernels runs wherever
+// torch does.
 void check_device(c10::Device device, const std::string& where);
 
 // Whether the device's current stream is being captured in a CUDA graph, so far as this build can

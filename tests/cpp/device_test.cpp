@@ -2,7 +2,7 @@
 
 #include "device.h"
 
-#include <gtest/gtest.h>
+#include "test_helpers.h"
 
 namespace erlangen {
 namespace {
@@ -45,6 +45,24 @@ TEST(Device, AnyOfTheListWillDo) {
   EXPECT_FALSE(has_code_for("80-real,120-real", 9, 0));
   EXPECT_TRUE(has_code_for("native", 9, 0));
   EXPECT_FALSE(has_code_for("", 9, 0));
+}
+
+TEST(Device, OlderOnesAreRefused) {
+  // Whatever the build has for them.
+  for (const char* architectures : {"75-real,80-real", "native"}) {
+    testing::expect_raises<c10::ValueError>(
+        {"param 3 is on cuda:1, of compute capability 7.5; allowed: 8.0 (Ampere) and newer"},
+        [&] { check_capability(architectures, 7, 5, c10::Device(c10::kCUDA, 1), "param 3"); });
+  }
+  EXPECT_NO_THROW(check_capability("80-real", 8, 0, c10::kCUDA, "param 3"));
+}
+
+TEST(Device, OnesThatTheBuildHasNoCodeForAreRefused) {
+  testing::expect_raises<c10::ValueError>(
+      {"param 3 is on cuda:1, of compute capability 9.0, but erlangen was built for 80-real,100. "
+       "Install it from source with TORCH_CUDA_ARCH_LIST=\"9.0\" or on a machine with this GPU."},
+      [] { check_capability("80-real,100", 9, 0, c10::Device(c10::kCUDA, 1), "param 3"); });
+  EXPECT_NO_THROW(check_capability("80-real,90a-real", 9, 0, c10::kCUDA, "param 3"));
 }
 
 TEST(Device, TheCpuNeedsNone) { EXPECT_NO_THROW(check_device(c10::kCPU, "here")); }
