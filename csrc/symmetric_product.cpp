@@ -195,8 +195,9 @@ void symmetric_by_strips(const at::Tensor& out, const at::Tensor& c, const at::T
 
 int64_t symmetric_kernel_count() { return products_by_kernel; }
 
-SymmetricRoute symmetric_route(int capability, at::ScalarType dtype, int64_t n, bool aligned) {
+SymmetricRoute symmetric_route(int capability, const SymmetricOperands& operands) {
   using enum SymmetricRoute;
+  const auto& [dtype, n, takes_mma_sync, takes_wgmma] = operands;
   if (capability == 0) {
     // Measured with one thread against the whole product, k = n: float32 1.2 at 256 (bfloat16 0.9),
     // 1.5 at 512 (1.2), 1.7 at 1024 (1.5). ATen's float16 products are too slow to matter.
@@ -206,9 +207,10 @@ SymmetricRoute symmetric_route(int capability, at::ScalarType dtype, int64_t n, 
   }
   // Float32 and float64 have no tensor-core kernel of ours; cuBLAS fills the device from about
   // here.
-  if (!is_half(dtype) || !aligned || capability < 80) return n >= 1024 ? strips : plain;
-  // Hopper: mma.sync reaches about 60 % of its tensor cores, wgmma all. A tile of it is 128 rows.
-  if (capability / 10 == 9) return n >= 256 ? wgmma : mma_sync;
+  if (!is_half(dtype) || !takes_mma_sync || capability < 80) return n >= 1024 ? strips : plain;
+  // Hopper: mma.sync reaches about 60 % of its tensor cores, wgmma all. A tile of it is 128 rows;
+  // from two of them on it is never slower than a full product in the same tiles.
+  if (capability / 10 == 9) return takes_wgmma && n >= 256 ? wgmma : mma_sync;
   // Data-centre Blackwell: only tcgen05 products, cuBLAS's, are fast; a small one waits for its
   // launches anyway, and the kernel is one where ATen and the mirror are two.
   if (capability / 10 == 10) return n >= 1024 ? strips : mma_sync;
@@ -230,18 +232,21 @@ void symmetric_product_out(const at::Tensor& out, const at::Tensor& c, const at:
                                  alpha);
   }
   if (out.is_cpu()) {
-    const auto route = symmetric_route(0, out.scalar_type(), out.size(1), true);
+    const auto route = symmetric_route(0, {out.scalar_type(), out.size(1)});
     return symmetric_on_cpu(out, c, a, b, beta, alpha, route);
   }
   SymmetricRoute route = SymmetricRoute::plain;
 #ifdef ERLANGEN_CUDA
   if (out.is_cuda()) {
     const auto product = arguments(out, c, a, b, beta, alpha);
-    route = symmetric_route(cuda_capability(out.device()), out.scalar_type(), out.size(1),
-                            !widens && kernels::cuda::symmetric_product_supports(product));
+    SymmetricOperands operands = {out.scalar_type(), out.size(1)};
+    operands.mma_sync = !widens && kernels::cuda::symmetric_product_supports(product);
 #ifdef ERLANGEN_SM90
-    if (route == SymmetricRoute::wgmma && kernels::cuda::symmetric_product_sm90_supports(product) &&
-        kernels::cuda::symmetric_product_sm90_is_meant_for(product)) {
+    operands.wgmma = !widens && kernels::cuda::symmetric_product_sm90_supports(product);
+#endif
+    route = symmetric_route(cuda_capability(out.device()), operands);
+#ifdef ERLANGEN_SM90
+    if (route == SymmetricRoute::wgmma) {
       const auto bytes =
           static_cast<int64_t>(kernels::cuda::symmetric_product_sm90_workspace(product));
       const at::Tensor workspace = at::empty({bytes}, out.options().dtype(at::kByte));
@@ -251,8 +256,7 @@ void symmetric_product_out(const at::Tensor& out, const at::Tensor& c, const at:
       return;
     }
 #endif
-    // Without CUTLASS there is no wgmma kernel; mma.sync runs on Hopper too.
-    if (route == SymmetricRoute::mma_sync || route == SymmetricRoute::wgmma) {
+    if (route == SymmetricRoute::mma_sync) {
       C10_CUDA_CHECK(kernels::cuda::symmetric_product(
           product, c10::cuda::getCurrentCUDAStream(out.get_device())));
       ++products_by_kernel;

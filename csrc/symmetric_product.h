@@ -17,10 +17,17 @@ enum class SymmetricRoute {
   wgmma,     // Hopper's own tensor-core instructions
 };
 
-// The table of routes, for n×n results. `capability` is that of the CUDA device (90 for sm_90), 0
-// on a CPU; `aligned`: whether all rows lie at multiples of 16 bytes. It does not know the size of
-// the batch, so that a matrix's result does not depend on what else is in it.
-SymmetricRoute symmetric_route(int capability, at::ScalarType dtype, int64_t n, bool aligned);
+// What a route is chosen by, for n×n results. Not by the size of the batch, so that a matrix's
+// result does not depend on what else is in it.
+struct SymmetricOperands {
+  at::ScalarType dtype;  // of the result
+  int64_t n;
+  bool mma_sync = false;  // whether that kernel takes them: all rows at multiples of 16 bytes
+  bool wgmma = false;     // whether that kernel is in this build and takes them
+};
+
+// The choice. `capability` is that of the CUDA device (90 for sm_90), 0 on a CPU.
+SymmetricRoute symmetric_route(int capability, const SymmetricOperands& operands);
 
 // out ← beta·c + alpha·a·bᵀ for a, b [B, n, k] and c, out [B, n, n], where c and the result are
 // symmetric up to rounding: b = a, or both symmetric and commuting. With beta = 0, c is not read

@@ -40,14 +40,6 @@ inline bool symmetric_product_sm90_supports(const SymmetricProduct& p) {
   return p.batch * plan.parts * sm90::pairs_of(triangle) < int64_t{1} << 30;
 }
 
-// The shapes that it is meant for: more than one block of 128, so that there is something to leave
-// out, where counting waves on 132 SMs finds it no slower than a full product by the same kernel.
-// With one block, half of a cluster would idle; small matrices want another kernel.
-inline bool symmetric_product_sm90_is_meant_for(const SymmetricProduct& p) {
-  return p.n > sm90::kBlock &&
-         sm90::estimated_speedup(p.n, p.k, symmetric_product_is_gram(p)) >= 1.0;
-}
-
 // Bytes that the call needs on the device, at a multiple of 16; 0 but for sums over long k.
 size_t symmetric_product_sm90_workspace(const SymmetricProduct& product);
 

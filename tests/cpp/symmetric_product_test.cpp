@@ -1,4 +1,4 @@
-// Products known to be symmetric, on the CPU, and which way they take on every device.
+// Products known to be symmetric, on the CPU.
 #include "symmetric_product.h"
 
 #include "test_helpers.h"
@@ -11,51 +11,6 @@ namespace {
 
 using namespace erlangen;
 using erlangen::testing::same_bits;
-using enum SymmetricRoute;
-
-// ---- The table. Shapes are those of the models that the kernels are tuned for.
-
-TEST(SymmetricRoute, HalfPrecisionOnCuda) {
-  for (const auto dtype : {at::kHalf, at::kBFloat16}) {
-    for (const int64_t n : {64, 128, 256, 768, 1024, 4096}) {
-      for (const int capability : {80, 86, 89, 120}) {
-        EXPECT_EQ(symmetric_route(capability, dtype, n, true), mma_sync) << capability << " " << n;
-      }
-    }
-    EXPECT_EQ(symmetric_route(90, dtype, 64, true), mma_sync);
-    EXPECT_EQ(symmetric_route(90, dtype, 128, true), mma_sync);
-    for (const int64_t n : {256, 768, 1024, 4096}) {
-      EXPECT_EQ(symmetric_route(90, dtype, n, true), wgmma) << n;
-    }
-    for (const int64_t n : {64, 128, 768}) {
-      EXPECT_EQ(symmetric_route(100, dtype, n, true), mma_sync) << n;
-    }
-    for (const int64_t n : {1024, 4096}) {
-      EXPECT_EQ(symmetric_route(100, dtype, n, true), strips) << n;
-    }
-    // Rows at odd addresses, and devices before cp.async.
-    for (const int capability : {80, 90, 100, 120}) {
-      EXPECT_EQ(symmetric_route(capability, dtype, 768, false), plain);
-      EXPECT_EQ(symmetric_route(capability, dtype, 4096, false), strips);
-    }
-    EXPECT_EQ(symmetric_route(75, dtype, 768, true), plain);
-    EXPECT_EQ(symmetric_route(75, dtype, 4096, true), strips);
-  }
-}
-
-TEST(SymmetricRoute, SinglePrecisionAndCpu) {
-  for (const int capability : {80, 90, 100, 120}) {
-    EXPECT_EQ(symmetric_route(capability, at::kFloat, 768, true), plain);
-    EXPECT_EQ(symmetric_route(capability, at::kFloat, 4096, true), strips);
-  }
-  EXPECT_EQ(symmetric_route(0, at::kFloat, 128, true), plain);
-  EXPECT_EQ(symmetric_route(0, at::kFloat, 1024, true), strips);
-  EXPECT_EQ(symmetric_route(0, at::kBFloat16, 256, true), plain);
-  EXPECT_EQ(symmetric_route(0, at::kBFloat16, 1024, true), strips);
-  EXPECT_EQ(symmetric_route(0, at::kHalf, 1024, true), plain);
-}
-
-// ---- Results
 
 constexpr at::ScalarType kDTypes[] = {at::kFloat, at::kDouble, at::kBFloat16};
 // Below and above the sizes from which matrices are cut into strips; tails of a strip.
