@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one call and under ten minutes: builds for the GPU that is there,
-# runs the tests that need one, compute-sanitizer over every kernel, then the benchmarks.
+# runs the tests that need one, the benchmarks, and compute-sanitizer over every kernel.
 #
-#   benchmarks/gpu_check.sh [OUT]      logs and results go to OUT (default benchmarks/results)
+#   benchmarks/gpu_check.sh [OUT]      logs and results go to OUT (default benchmarks/results), to
+#                                      OUT/stages.txt what became of each stage
+#
+# Every stage has time of its own, and what those before it left over; none takes from the next.
 #
 # Needs torch, nvcc, compute-sanitizer, cmake, ninja, pytest and transformers on the machine; no
 # network. CUTLASS's headers, for the wgmma kernels, are those of the Python package
@@ -10,28 +13,54 @@
 # them along: pip download --no-deps nvidia-cutlass==4.2.0.0, and of the wheel the folder
 # cutlass_library/source/include. GoogleTest is not needed: the C++ tests run the kernels on the
 # CPU, and so anywhere.
-#   STAGES="build tests sanitizer benchmarks" by default; name fewer to repeat some. "collect" only
+#   STAGES="build tests benchmarks sanitizer" by default; name fewer to repeat some. "collect" only
 #   looks whether there is a test for every kernel, and needs no GPU.
+#   LIMIT=585 seconds for all stages.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 out="${1:-benchmarks/results}"
 mkdir -p "$out" && out="$(realpath "$out")" || exit 1
-stages=" ${STAGES:-build tests sanitizer benchmarks} "
+stages=" ${STAGES:-build tests benchmarks sanitizer} "
 needs_gpu=(-m skipif) # the tests that are skipped without one
 # This tree's own build; "collect" builds none and takes the package that is installed.
 [ "$stages" = " collect " ] || export PYTHONPATH="$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
 failed=()
 
-stage() { # NAME SECONDS COMMAND...
-  local name="$1" seconds="$2" begin=$SECONDS left=$((590 - SECONDS))
-  shift 2
-  ((seconds < left)) || seconds=$((left > 1 ? left : 1))
-  printf '\n== %s\n' "$name"
-  timeout "$seconds" "$@" >"$out/$name.log" 2>&1
-  local status=$?
+# What is each stage's own of LIMIT, in percent. Most valuable first, and in this order they run.
+limit="${LIMIT:-585}"
+declare -A share=(
+  [build]=34 [tests]=16
+  [steps]=10 [polar]=8 [train_step]=10
+  [sanitizer-tests]=6 [sanitizer-memcheck]=6 [sanitizer-racecheck]=5 [sanitizer-initcheck]=5
+)
+wanted() { [[ $stages == *" $1 "* ]]; }
+wanted build || unset 'share[build]'
+wanted tests || unset 'share[tests]'
+wanted benchmarks || unset 'share[steps]' 'share[polar]' 'share[train_step]'
+wanted sanitizer || unset 'share[sanitizer-'{tests,memcheck,racecheck,initcheck}']'
+
+# Written as it happens, so that it is there should this script itself be cut off.
+note() { printf '%4d s  %s\n' "$SECONDS" "$*" | tee -a "$out/stages.txt"; }
+
+stage() { # NAME COMMAND...
+  local name="$1" begin=$SECONDS seconds=$((limit - SECONDS)) other status outcome
+  shift
+  unset "share[$name]"
+  for other in "${share[@]}"; do seconds=$((seconds - limit * other / 100)); done
+  ((seconds > 0)) || seconds=1 # to timeout, 0 is no limit
+  note "$name: begins, has $seconds s"
+  # Interrupted, pytest still says what it has found.
+  timeout --signal=INT --kill-after=5 "$seconds" "$@" >"$out/$name.log" 2>&1
+  status=$?
   tail -n 25 "$out/$name.log"
-  printf '== %s: status %d, %d s\n' "$name" "$status" $((SECONDS - begin))
-  ((status == 0)) || failed+=("$name ($status)")
+  case $status in
+    0) outcome="passed" ;;
+    124 | 137) outcome="cut off" ;;
+    *) outcome="failed ($status)" ;;
+  esac
+  note "$name: $outcome after $((SECONDS - begin)) s"
+  ((status == 0)) || failed+=("$name: $outcome")
+  return "$status"
 }
 
 # Tests of every kernel that are quick under compute-sanitizer: kernel, file, expression.
@@ -90,42 +119,47 @@ if [ "$stages" = " collect " ]; then
   collect "$out/sanitizer_tests.txt"
   exit
 fi
+: >"$out/stages.txt"
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || exit 1
 python3 -c 'import torch; torch.cuda.current_device()' || exit 1
 
-if [[ $stages == *" build "* ]]; then
+if wanted build; then
   # shellcheck disable=SC2016
-  stage build 400 bash -c '
+  if ! stage build bash -c '
     set -e
     cmake -S . -B build/gpu -G Ninja -DERLANGEN_BUILD_PYTHON=ON -DERLANGEN_CUDA=ON \
       -DPython_EXECUTABLE="$(command -v python3)" ${CMAKE_ARGS:-}
     cmake --build build/gpu --target install
-    python3 -c "from erlangen._build import INFO; print(INFO)"'
-fi
-if [[ $stages == *" tests "* ]]; then
-  workers=()
-  python3 -c 'import xdist' 2>/dev/null && workers=(-n 8)
-  stage tests 240 python3 -m pytest -q --maxfail 20 "${needs_gpu[@]}" "${workers[@]}" tests/python
-fi
-if [[ $stages == *" sanitizer "* ]]; then
-  if collect "$out/sanitizer_tests.txt"; then
-    stage sanitizer-memcheck 90 bash -c 'sanitize memcheck --kernel-name kns=erlangen'
-    stage sanitizer-racecheck 90 bash -c 'sanitize racecheck --kernel-name kns=erlangen'
-    stage sanitizer-initcheck 90 bash -c initcheck
-  else
-    failed+=("sanitizer (a kernel without tests)")
+    python3 -c "from erlangen._build import INFO; print(INFO)"'; then
+    # What an earlier call built must not pass for this tree.
+    for name in "${!share[@]}"; do note "$name: left out, there is no build"; done
+    exit 1
   fi
 fi
-if [[ $stages == *" benchmarks "* ]]; then
+if wanted tests; then
+  workers=()
+  python3 -c 'import xdist' 2>/dev/null && workers=(-n 8)
+  stage tests python3 -m pytest -q --maxfail 20 "${needs_gpu[@]}" "${workers[@]}" tests/python
+fi
+if wanted benchmarks; then
   for name in steps polar train_step; do
     # shellcheck disable=SC2086
-    stage "$name" 150 python3 "benchmarks/$name.py" --device cuda ${BENCHMARK_ARGS:-} \
+    stage "$name" python3 "benchmarks/$name.py" --device cuda ${BENCHMARK_ARGS:-} \
       --out "$out/${name}_cuda.json"
   done
 fi
+if wanted sanitizer; then
+  if stage sanitizer-tests env STAGES=collect benchmarks/gpu_check.sh "$out"; then
+    stage sanitizer-memcheck bash -c 'sanitize memcheck --kernel-name kns=erlangen'
+    stage sanitizer-racecheck bash -c 'sanitize racecheck --kernel-name kns=erlangen'
+    stage sanitizer-initcheck bash -c initcheck
+  else
+    for name in "${!share[@]}"; do note "$name: left out, there is no list of tests"; done
+  fi
+fi
 
 if ((${#failed[@]})); then
-  printf '\nfailed: %s\n' "${failed[*]}"
+  printf '\nnot passed: %s\n' "${failed[@]}"
   exit 1
 fi
 printf '\nall stages passed in %d s\n' "$SECONDS"

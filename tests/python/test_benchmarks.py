@@ -1,7 +1,9 @@
 """The benchmarks run, at tiny sizes, and their reports are complete. No time is judged."""
 
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -115,14 +117,64 @@ def test_a_peer_that_fails_is_named():
     assert result == {"failed_other": "no kernel for this shape"}
 
 
-@pytest.mark.slow
-def test_the_sanitizer_has_tests_for_every_kernel(tmp_path):
-    path = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
-    done = subprocess.run(
-        [BENCHMARKS / "gpu_check.sh", tmp_path],
-        env=os.environ | {"STAGES": "collect", "PATH": path},
+def gpu_check(out, path, **settings):
+    return subprocess.run(
+        [BENCHMARKS / "gpu_check.sh", out],
+        env=os.environ | settings | {"PATH": f"{path}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
         text=True,
     )
+
+
+# A program that does nothing but in pytest's place.
+STUB = '#!/bin/sh\ncase "$*" in *"-m pytest"*) %s ;; esac\n'
+
+
+@pytest.fixture
+def stubs(tmp_path):
+    """A folder of what gpu_check.sh runs; pytest collects one test."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("nvidia-smi", "cmake", "compute-sanitizer", "python3"):
+        (folder / name).write_text(STUB % "echo a.py::test")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def test_no_stage_takes_the_time_of_the_next(tmp_path, stubs):
+    done = gpu_check(tmp_path, stubs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = (tmp_path / "stages.txt").read_text()
+    had = {name: int(s) for name, s in re.findall(r"(\S+): begins, has (\d+) s", said)}
+    assert re.findall(r"(\S+): passed", said) == list(had) and len(had) == 9
+    assert max(had.values()) <= 585  # and five until what does not listen is killed
+    # Nothing was used up, so that what a stage has beyond the one before is what was kept for it.
+    kept = {name: had[name] - had[before] for before, name in itertools.pairwise(had)}
+    assert min(kept.values()) >= 20
+    assert sum(kept[name] for name in ("steps", "polar", "train_step")) >= 155
+
+
+def test_the_stages_after_one_that_hangs_are_run(tmp_path, stubs):
+    (stubs / "python3").write_text(STUB % "exec sleep 60")
+    done = gpu_check(tmp_path, stubs, STAGES="build tests benchmarks", LIMIT="2")
+    said = (tmp_path / "stages.txt").read_text()
+    assert "build: passed" in said and "tests: cut off" in said
+    for name in ("steps", "polar", "train_step"):
+        assert f"{name}: passed" in said
+    assert done.returncode == 1 and "not passed: tests" in done.stdout
+
+
+def test_nothing_is_measured_without_a_build(tmp_path, stubs):
+    (stubs / "cmake").write_text("#!/bin/sh\nexit 3\n")
+    assert gpu_check(tmp_path, stubs).returncode == 1
+    said = (tmp_path / "stages.txt").read_text()
+    assert "build: failed (3)" in said and "passed" not in said
+    for name in ("tests", "steps", "polar", "train_step", "sanitizer-memcheck"):
+        assert f"{name}: left out" in said
+
+
+@pytest.mark.slow
+def test_the_sanitizer_has_tests_for_every_kernel(tmp_path):
+    done = gpu_check(tmp_path, sysconfig.get_path("scripts"), STAGES="collect")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "test_polynomial_of_batches" in (tmp_path / "sanitizer_tests.txt").read_text()
