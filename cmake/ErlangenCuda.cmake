@@ -1,8 +1,9 @@
 # Enables CUDA as a CMake language where there is an nvcc whose major version is torch's, and says
 # in one line what was decided. Sets ERLANGEN_CUDA_VERSION to nvcc's version ("13.0"), or to
-# nothing for a CPU build; and CMAKE_CUDA_ARCHITECTURES.
+# nothing for a CPU build; CMAKE_CUDA_ARCHITECTURES; and ERLANGEN_ARCHITECTURES_FROM, who chose them.
 
 set(ERLANGEN_CUDA_VERSION "")
+set(ERLANGEN_ARCHITECTURES_FROM "ERLANGEN_CUDA=${ERLANGEN_CUDA}")
 if(NOT ERLANGEN_CUDA STREQUAL "AUTO" AND NOT ERLANGEN_CUDA)
   message(STATUS "Erlangen: CPU build (ERLANGEN_CUDA=OFF)")
   return()
@@ -96,4 +97,5 @@ endif()
 
 enable_language(CUDA)
 set(ERLANGEN_CUDA_VERSION "${nvcc_version}")
+set(ERLANGEN_ARCHITECTURES_FROM "${from}")
 message(STATUS "Erlangen: CUDA ${nvcc_version} build for ${CMAKE_CUDA_ARCHITECTURES} (${from}), with ${nvcc}")

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import erlangen
 import pytest
+import torch
 from erlangen._build import INFO
+from torch.utils.cpp_extension import CUDA_HOME
 
 LIBRARY = Path(erlangen.__file__).parent / "lib/liberlangen.so"
 
@@ -22,9 +24,8 @@ LOCAL_MEMORY: dict[str, str] = {}
 INSTRUCTIONS = {
     "polar_iteration_kernel": (r"\d+[af]?", ["HMMA", "LDGSTS", "LDSM"]),
     "symmetric_product_kernel": (r"(?!90a)\d+[af]?", ["HMMA", "LDGSTS", "LDSM"]),
+    "LowerTriangle": ("90a", ["HGMMA", "UTMALDG", "UTMALDG.*MULTICAST", "UTMASTG"]),
 }
-if INFO["wgmma"]:
-    INSTRUCTIONS["LowerTriangle"] = ("90a", ["HGMMA", "UTMALDG", "UTMALDG.*MULTICAST", "UTMASTG"])
 
 
 def asked_for() -> set[str]:
@@ -63,6 +64,20 @@ def resources() -> dict[str, dict[str, dict[str, int]]]:
     return found
 
 
+def major_version(nvcc: str) -> str:
+    """The major version of the CUDA toolkit, by which nvcc fits torch or not."""
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    return re.search(r"release (\d+)\.", text)[1]
+
+
+def test_an_nvcc_that_fits_is_used():
+    """A build that quietly left the kernels out would pass whatever else is here."""
+    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc", path=f"{CUDA_HOME}/bin")
+    fits = torch.version.cuda and nvcc and major_version(nvcc) == torch.version.cuda.split(".")[0]
+    if fits and INFO["architectures_from"] != "ERLANGEN_CUDA=OFF":
+        assert INFO["cuda"], nvcc
+
+
 if not INFO["cuda"]:
 
     def test_no_kernels():
@@ -72,6 +87,15 @@ if not INFO["cuda"]:
 
 else:
 
+    def test_without_a_gpu_all_architectures_are_built():
+        if INFO["architectures_from"] == "no GPU here, so all":
+            newer = tuple(map(int, INFO["cuda"].split("."))) >= (12, 8)
+            assert asked_for() == ({"80", "90a", "100", "120"} if newer else {"80", "90a"})
+
+    def test_wgmma_kernels_are_built_for_hopper():
+        """pip brings CUTLASS's headers; other builds need `pip install nvidia-cutlass==4.2.0.0`."""
+        assert INFO["wgmma"] == ("90a" in asked_for())
+
     def test_architectures(resources):
         """Each kernel for each architecture; those with wgmma for 90a only."""
         assert asked_for() and set(resources) == asked_for()
@@ -79,7 +103,7 @@ else:
             others = {name for name in kernels if "sm90" not in name}
             assert others == {name for name in resources[min(resources)] if "sm90" not in name}
             wgmma = any("LowerTriangle" in name for name in kernels)
-            assert wgmma == (INFO["wgmma"] and architecture == "90a")
+            assert wgmma == (architecture == "90a")
 
     def test_no_local_memory(resources):
         """Neither registers spilled nor arrays that are indexed at run time."""
