@@ -17,6 +17,10 @@
 #include "step.h"
 #include "symmetric_product.h"
 
+#include <array>
+#include <deque>
+#include <optional>
+
 namespace py = pybind11;
 
 namespace {
@@ -141,68 +145,85 @@ Group to_group(const py::dict& dict, size_t index, bool leave_scalars = false) {
   return group;
 }
 
+// A dict's value, or null: one look, without the entry that a defaultdict would make.
+py::object found_in(const py::dict& dict, py::handle key) {
+  PyObject* value = PyDict_GetItemWithError(dict.ptr(), key.ptr());
+  if (!value && PyErr_Occurred()) throw py::error_already_set();
+  return py::reinterpret_borrow<py::object>(value);
+}
+
 // The state of a step's parameters, read from the optimizer's dicts and written back to them.
 class States {
  public:
-  explicit States(py::object state) : state_(std::move(state)) {}
+  explicit States(py::dict state) : state_(std::move(state)) {}
 
   // `where` names the parameter in errors.
   EquivariantParamState* read(py::handle param, c10::function_ref<std::string()> where) {
-    auto& state = states_.emplace_back(py::reinterpret_borrow<py::object>(param),
-                                       std::make_unique<EquivariantParamState>());
-    if (!state_.contains(param)) return state.second.get();
-    const py::object entry = state_[param];
-    TORCH_CHECK_TYPE(py::isinstance<py::dict>(entry), where(), ": the state is ", shown(entry),
+    Entry& entry = entries_.emplace_back();
+    entry.param = py::reinterpret_borrow<py::object>(param);
+    const py::object dict = found_in(state_, param);
+    if (!dict) return &entry.state;
+    TORCH_CHECK_TYPE(py::isinstance<py::dict>(dict), where(), ": the state is ", shown(dict),
                      "; allowed: a dict");
-    const auto dict = py::reinterpret_borrow<py::dict>(entry);
-    each(*state.second, [&](const char* name, at::Tensor& tensor) {
-      if (!dict.contains(name)) return;
-      const py::object value = dict[name];
-      TORCH_CHECK_TYPE(THPVariable_Check(value.ptr()), where(), ": state ", name, " is ",
-                       shown(value), "; allowed: a tensor");
+    entry.dict = py::reinterpret_borrow<py::dict>(dict);
+    each(entry.state, [&](py::handle name, at::Tensor& tensor) {
+      const py::object value = found_in(*entry.dict, name);
+      if (!value) return;
+      TORCH_CHECK_TYPE(THPVariable_Check(value.ptr()), where(), ": state ",
+                       std::string(py::str(name)), " is ", shown(value), "; allowed: a tensor");
       tensor = THPVariable_Unpack(value.ptr());
     });
-    return state.second.get();
+    return &entry.state;
   }
 
   // Raises for an entry that no rule continues from, such as the maximum of AMSGrad.
   static void check_names(const py::dict& entry, c10::function_ref<std::string()> where) {
     EquivariantParamState known;
     for (const auto& [key, value] : entry) {
-      const std::string name = py::str(key);
       bool found = false;
-      each(known, [&](const char* candidate, at::Tensor&) { found = found || name == candidate; });
-      TORCH_CHECK_VALUE(found, where(), ": the loaded state has ", name,
+      each(known,
+           [&, key = key](py::handle name, at::Tensor&) { found = found || name.equal(key); });
+      TORCH_CHECK_VALUE(found, where(), ": the loaded state has ", std::string(py::str(key)),
                         ", which no rule continues from");
     }
   }
 
   void write_back() {
-    for (auto& [param, state] : states_) {
-      each(*state, [&](const char* name, at::Tensor& tensor) {
+    for (Entry& entry : entries_) {
+      each(entry.state, [&](py::handle name, at::Tensor& tensor) {
         if (!tensor.defined()) return;
-        py::object dict = state_[param];
-        const bool kept =
-            dict.contains(name) && THPVariable_Unpack(py::object(dict[name]).ptr()).is_same(tensor);
-        if (!kept) dict[name] = py::cast(tensor);
+        if (!entry.dict) state_[entry.param] = entry.dict.emplace();
+        const py::object before = found_in(*entry.dict, name);
+        const bool kept = before && THPVariable_Unpack(before.ptr()).is_same(tensor);
+        if (!kept) (*entry.dict)[name] = py::cast(tensor);
       });
     }
   }
 
  private:
+  struct Entry {
+    py::object param;
+    std::optional<py::dict> dict;
+    EquivariantParamState state;
+  };
+
+  // Strings made and hashed once: a step looks each of them up for every parameter.
   template <typename Visitor>
   static void each(EquivariantParamState& state, Visitor&& visitor) {
-    visitor("momentum_buffer", state.momentum_buffer());
-    visitor("exp_avg", state.exp_avg());
-    visitor("exp_avg_sq", state.exp_avg_sq());
-    visitor("step", state.step());
+    static const std::array<py::handle, 4> names = {
+        PyUnicode_InternFromString("momentum_buffer"), PyUnicode_InternFromString("exp_avg"),
+        PyUnicode_InternFromString("exp_avg_sq"), PyUnicode_InternFromString("step")};
+    visitor(names[0], state.momentum_buffer());
+    visitor(names[1], state.exp_avg());
+    visitor(names[2], state.exp_avg_sq());
+    visitor(names[3], state.step());
   }
 
-  py::object state_;
-  std::vector<std::pair<py::object, std::unique_ptr<EquivariantParamState>>> states_;
+  py::dict state_;
+  std::deque<Entry> entries_;  // where they stay: a step holds their addresses
 };
 
-void step(erlangen::Plan& plan, const py::list& param_groups, const py::object& state,
+void step(erlangen::Plan& plan, const py::list& param_groups, const py::dict& state,
           const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf,
           bool capturing) {
   std::vector<erlangen::StepGroup> groups;
@@ -243,7 +264,7 @@ void check_group(const py::dict& dict, size_t index) {
   }
 }
 
-void check_states(const py::dict& dict, size_t index, const py::object& state) {
+void check_states(const py::dict& dict, size_t index, const py::dict& state) {
   const Group group = to_group(dict, index);
   States states(state);
   size_t p = 0;
