@@ -105,10 +105,21 @@ std::optional<Job> job_of(const Bucket& bucket, const MatrixParam& member, const
 
 constexpr int64_t kGrainElements = 32768;  // at::parallel_for's own grain, in elements
 
-void run_on_cpu(const Job& job) {
-  const int64_t grain = std::max<int64_t>(1, kGrainElements / job.options.cols);
-  at::parallel_for(0, job.tensor.rows, grain, [&](int64_t begin, int64_t end) {
-    kernels::cpu::row_norm_step(job.tensor, job.options, begin, end);
+// All jobs in one loop, so that threads meet once however many tensors there are. It runs over
+// elements, of which a thread takes the rows that begin among its own.
+void run_on_cpu(const std::vector<Job>& jobs) {
+  int64_t elements = 0;
+  for (const Job& job : jobs) elements += job.tensor.rows * job.options.cols;
+  at::parallel_for(0, elements, kGrainElements, [&](int64_t begin, int64_t end) {
+    for (const Job& job : jobs) {
+      const int64_t rows = job.tensor.rows, cols = job.options.cols;
+      const auto first_row = [&](int64_t element) {
+        return std::clamp<int64_t>((element + cols - 1) / cols, 0, rows);
+      };
+      kernels::cpu::row_norm_step(job.tensor, job.options, first_row(begin), first_row(end));
+      begin -= rows * cols;
+      end -= rows * cols;
+    }
   });
 }
 
@@ -193,7 +204,11 @@ bool row_norm_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& gr
   count_step(bucket, groups);
   mark_changed(bucket, groups);
   if (bucket.device.is_cpu()) {
-    for (const Job& each : jobs) bucket.rule.center ? run_centered_on_cpu(each) : run_on_cpu(each);
+    if (bucket.rule.center) {
+      for (const Job& job : jobs) run_centered_on_cpu(job);
+    } else {
+      run_on_cpu(jobs);
+    }
   }
 #ifdef ERLANGEN_CUDA
   if (bucket.device.is_cuda()) run_on_cuda(jobs, bucket.rule.center, bucket.device);
