@@ -150,8 +150,8 @@ void check_options(const EquivariantOptions& options, const std::string& where) 
 
 namespace {
 
-void check_plain(const at::Tensor& tensor, const std::string& where) {
-  TORCH_CHECK_TYPE(!tensor.unsafeGetTensorImpl()->is_python_dispatch(), where,
+void check_plain(const at::Tensor& tensor, c10::function_ref<std::string()> where) {
+  TORCH_CHECK_TYPE(!tensor.unsafeGetTensorImpl()->is_python_dispatch(), where(),
                    " is a tensor subclass (such as a DTensor); allowed: plain tensors");
 }
 
@@ -162,9 +162,9 @@ bool is_allowed(at::ScalarType dtype) {
          dtype == at::kHalf;
 }
 
-void check_inference(const at::Tensor& tensor, const std::string& where) {
+void check_inference(const at::Tensor& tensor, c10::function_ref<std::string()> where) {
   TORCH_CHECK_VALUE(
-      !tensor.is_inference() || c10::InferenceMode::is_enabled(), where,
+      !tensor.is_inference() || c10::InferenceMode::is_enabled(), where(),
       " was made under torch.inference_mode(); allowed: ordinary tensors (its clone(), "
       "made outside of that mode, is one)");
 }
@@ -178,7 +178,7 @@ void check_param(const at::Tensor& param, const EquivariantOptions& options,
                    "); allowed: dense tensors");
   TORCH_CHECK_TYPE(is_allowed(param.scalar_type()), where, " has dtype ", param.scalar_type(),
                    kAllowedTypes);
-  check_plain(param, where);
+  check_plain(param, [&] { return where; });
   TORCH_CHECK_VALUE(at::has_internal_overlap(param) != at::MemOverlap::Yes, where,
                     " has several entries in one place of memory (shape ", param.sizes(),
                     ", strides ", param.strides(), "); allowed: each entry its own");
@@ -205,10 +205,9 @@ void check_scalar(const at::Tensor& scalar, const char* name,
 void check_grad(const at::Tensor& grad, const at::Tensor& param,
                 c10::function_ref<std::string()> where) {
   // A parameter may have become one since the plan was made.
-  for (const at::Tensor* tensor : {&param, &grad}) {
-    if (tensor->unsafeGetTensorImpl()->is_python_dispatch()) check_plain(*tensor, where());
-  }
-  if (param.is_inference()) check_inference(param, where());
+  check_plain(param, where);
+  check_plain(grad, where);
+  check_inference(param, where);
   TORCH_CHECK_TYPE(grad.layout() == at::kStrided, where(), ": the gradient is sparse (",
                    grad.layout(), "); allowed: dense gradients");
   TORCH_CHECK_VALUE(grad.sizes() == param.sizes(), where(), ": the gradient has shape ",
@@ -223,20 +222,19 @@ void check_state(const EquivariantParamState& state, const at::Tensor& param,
                  c10::function_ref<std::string()> where) {
   const auto check = [&](const char* name, const at::Tensor& tensor) {
     if (!tensor.defined()) return;
-    if (tensor.unsafeGetTensorImpl()->is_python_dispatch()) {
-      check_plain(tensor, where() + ": state " + name);
-    }
-    TORCH_CHECK_TYPE(tensor.layout() == at::kStrided && is_allowed(tensor.scalar_type()), where(),
-                     ": state ", name, " is ", tensor.layout(), " of dtype ", tensor.scalar_type(),
-                     kAllowedTypes, ", dense");
-    TORCH_CHECK_VALUE(tensor.sizes() == param.sizes(), where(), ": state ", name, " has shape ",
-                      tensor.sizes(), ", the parameter ", param.sizes());
-    TORCH_CHECK_VALUE(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, where(), ": state ",
-                      name, " has several entries in one place of memory (strides ",
-                      tensor.strides(), "); allowed: each entry its own");
-    if (tensor.is_inference()) check_inference(tensor, where() + ": state " + name);
-    TORCH_CHECK_VALUE(tensor.device() == param.device(), where(), ": state ", name, " is on ",
-                      tensor.device(), ", the parameter on ", param.device(),
+    const auto here = [&] { return where() + ": state " + name; };
+    check_plain(tensor, here);
+    TORCH_CHECK_TYPE(tensor.layout() == at::kStrided && is_allowed(tensor.scalar_type()), here(),
+                     " is ", tensor.layout(), " of dtype ", tensor.scalar_type(), kAllowedTypes,
+                     ", dense");
+    TORCH_CHECK_VALUE(tensor.sizes() == param.sizes(), here(), " has shape ", tensor.sizes(),
+                      ", the parameter ", param.sizes());
+    TORCH_CHECK_VALUE(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, here(),
+                      " has several entries in one place of memory (strides ", tensor.strides(),
+                      "); allowed: each entry its own");
+    check_inference(tensor, here);
+    TORCH_CHECK_VALUE(tensor.device() == param.device(), here(), " is on ", tensor.device(),
+                      ", the parameter on ", param.device(),
                       "; move the parameters before the first step, or load the state again");
   };
   check("momentum_buffer", state.momentum_buffer());
