@@ -85,15 +85,16 @@ ERLANGEN_INLINE int32_t magnitude_key(double x) {
   return static_cast<int32_t>(bits >> 32) & 0x7fffffff;
 }
 
-// The power of two that brings a magnitude with this key to [1, 2). The largest exponent stays a
-// factor of two short and subnormal rows stay below 1, which no square minds.
-ERLANGEN_INLINE void prescale(int32_t key, float* scale) {
-  const int32_t field = 254 - (key >> 23);
+// The power of two that brings a magnitude with this key to [2^exponent, 2^(exponent + 1)), a
+// normal number: the largest magnitudes stay above that and subnormal ones below, which no square
+// minds.
+ERLANGEN_INLINE void prescale(int32_t key, float* scale, int32_t exponent = 0) {
+  const int32_t field = 254 + exponent - (key >> 23);
   const int32_t bits = (field > 1 ? field : 1) << 23;
   std::memcpy(scale, &bits, sizeof(*scale));
 }
-ERLANGEN_INLINE void prescale(int32_t key, double* scale) {
-  const int64_t field = 2046 - (key >> 20);
+ERLANGEN_INLINE void prescale(int32_t key, double* scale, int32_t exponent = 0) {
+  const int64_t field = 2046 + exponent - (key >> 20);
   const int64_t bits = (field > 1 ? field : 1) << 52;
   std::memcpy(scale, &bits, sizeof(*scale));
 }

@@ -100,17 +100,10 @@ ERLANGEN_INLINE int64_t x_cols(const PolarUpdateOptions& options) {
   return options.transposed ? options.rows : options.cols;
 }
 
-// 2^-e of a matrix whose largest magnitude has this key (norm_step.h). It is a normal number: the
-// largest magnitudes stay a little above 1 and subnormal ones below 1/2.
-ERLANGEN_INLINE void prescale(int32_t key, float* scale) {
-  const int32_t field = 253 - (key >> 23);
-  const int32_t bits = (field > 1 ? field : 1) << 23;
-  std::memcpy(scale, &bits, sizeof(*scale));
-}
-ERLANGEN_INLINE void prescale(int32_t key, double* scale) {
-  const int64_t field = 2045 - (key >> 20);
-  const int64_t bits = (field > 1 ? field : 1) << 52;
-  std::memcpy(scale, &bits, sizeof(*scale));
+// 2^-e of a matrix whose largest magnitude has this key (norm_step.h).
+template <typename Compute>
+ERLANGEN_INLINE void prescale(int32_t key, Compute* scale) {
+  norm_step::prescale(key, scale, -1);
 }
 
 // What the cast matrix is multiplied by, from the sum of its squares and its prescale. Asked of the

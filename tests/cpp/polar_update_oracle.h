@@ -52,6 +52,26 @@ inline PolarUpdateOptions polar_options(int64_t matrices, int64_t rows, int64_t 
   return options;
 }
 
+struct PolarShape {
+  int64_t matrices, rows, cols;
+};
+
+// With flags as the seed has it: over the seeds all of them meet.
+inline PolarUpdateOptions polar_options(const PolarShape& shape, const PolarTypes& types,
+                                        unsigned seed) {
+  PolarUpdateOptions options = polar_options(shape.matrices, shape.rows, shape.cols, types);
+  options.transposed = seed & 1;
+  options.nesterov = seed & 2;
+  options.maximize = seed & 4;
+  options.cautious = seed & 8;
+  options.stochastic_rounding = seed & 16;
+  options.seed = 0xfedcba9876543210;
+  if (shape.cols % 2 == 0 && seed % 3 == 0) options.segments = 2;
+  if (seed % 5 == 0) options.eps = 1e-7;
+  if (seed % 11 == 0) options.eps = 1e3;
+  return options;
+}
+
 // One parameter. The buffers are padded differently.
 struct PolarParameter {
   Buffer param, grad, momentum;
@@ -152,6 +172,12 @@ struct PolarProblem {
         for (int64_t i = 0; i < buffer->elements(); ++i) buffer->put(i, size * normal(generator));
       }
     }
+  }
+  // Of a size as the seed has it, from what is small for the type to what is large.
+  void draw(unsigned seed) {
+    const bool narrow = options.dtype == DType::float16;
+    const double scales[] = {narrow ? 1e-2 : 1e-30, 1, narrow ? 1e2 : 1e30};
+    draw(seed, scales[seed % 3]);
   }
   void draw_x(unsigned seed) {
     std::mt19937 generator(seed);
