@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kTileThreads, 4)
     const int64_t c = (item % tiles * kTileThreads + threadIdx.x) * kWidth;
     if (c >= options.cols) continue;
     const RowNormTensor& tensor = table.tensors[chunk.tensor];
-    double sums[kWidth] = {};
+    Pack<double, kWidth> sums = {};
     for (int64_t first = chunk.begin; first < chunk.end; first += kRowsAhead) {
       Pack<Param, kWidth> g[kRowsAhead];
       Pack<Momentum, kWidth> m[kRowsAhead];
@@ -63,14 +63,12 @@ __global__ void __launch_bounds__(kTileThreads, 4)
                                row_norm::row_start(tensor.momentum_strides, place) + c);
         }
 #pragma unroll
-        for (int i = 0; i < kWidth; ++i) sums[i] += static_cast<double>(x[i]);
+        for (int i = 0; i < kWidth; ++i) sums.values[i] += static_cast<double>(x[i]);
       }
     }
     const auto scratch =
         centered::scratch_of<Compute>(table.scratch[chunk.tensor], tensor, options, chunk.matrix);
-    double* out = scratch.sums + chunk.chunk * centered::padded(options.cols) + c;
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) out[i] = sums[i];
+    store_pack(sums, scratch.sums + chunk.chunk * centered::padded(options.cols) + c);
   }
 }
 
@@ -91,20 +89,18 @@ __global__ void __launch_bounds__(kTileThreads, 4)
     const RowNormTensor& tensor = table.tensors[chunk.tensor];
     const auto scratch =
         centered::scratch_of<Compute>(table.scratch[chunk.tensor], tensor, options, chunk.matrix);
-    Compute mean[kWidth], unit_mean[kWidth];
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      mean[i] = scratch.mean[c + i];
-      unit_mean[i] = scratch.unit_mean[c + i];
-    }
+    const auto mean = load_pack<Compute, kWidth>(scratch.mean + c);
+    const auto unit_mean = load_pack<Compute, kWidth>(scratch.unit_mean + c);
     for (int64_t first = chunk.begin; first < chunk.end; first += kBatch) {
       Pack<Param, kWidth> g[kBatch] = {};
       Pack<Param, kWidth> p[kBatch];
       Pack<Momentum, kWidth> m[kBatch];
+      centered::RowScale<Compute> scales[kBatch];
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) {
         if (first + b >= chunk.end) continue;
         const Row<Param, Momentum, Compute> row(tensor, options, {chunk.matrix, first + b});
+        scales[b] = scratch.rows[first + b];
         if (directions.reads_grad()) g[b] = load_pack<Param, kWidth>(row.grad + c);
         m[b] = load_pack<Momentum, kWidth>(row.momentum + c);
         p[b] = load_pack<Param, kWidth>(row.param + c);
@@ -113,14 +109,13 @@ __global__ void __launch_bounds__(kTileThreads, 4)
       for (int b = 0; b < kBatch; ++b) {
         if (first + b >= chunk.end) continue;
         const Row<Param, Momentum, Compute> row(tensor, options, {chunk.matrix, first + b});
-        const centered::RowScale<Compute> scale = scratch.rows[first + b];
         Compute y[kWidth];
         directions.again(g[b], &m[b], y);
         if (Own::kLate) store_pack(m[b], row.momentum + c);
-        if (scale.moves == Compute(0)) continue;
+        if (scales[b].moves == Compute(0)) continue;
 #pragma unroll
         for (int i = 0; i < kWidth; ++i) {
-          y[i] = centered::unit(y[i] - mean[i], scale) - unit_mean[i];
+          y[i] = centered::unit(y[i] - mean.values[i], scales[b]) - unit_mean.values[i];
         }
         update(row, options, c, &p[b], row.step_size(), y, Compute(1));
         store_pack(p[b], row.param + c);
@@ -134,6 +129,9 @@ __global__ void __launch_bounds__(kTileThreads, 4)
 constexpr int kUnitThreads = 256;
 // Up to here a warp takes a row, so that eight are on their way at once and stay in cache together.
 constexpr int64_t kWarpColumns = 2048;
+// Beyond, the block takes them one after the other. So many are then added to the sums at once, of
+// which 16 bytes an element go to memory and back.
+constexpr int kWideRows = 4;
 
 template <typename Param, typename Momentum, int kRowThreads, int kWidth>
 __global__ void __launch_bounds__(kUnitThreads, 2)
@@ -141,8 +139,9 @@ __global__ void __launch_bounds__(kUnitThreads, 2)
                    const __grid_constant__ RowNormOptions options) {
   using Compute = typename ComputeType<Param>::type;
   using Own = Directions<Param, Momentum, Compute>;
-  constexpr int kRows = kUnitThreads / kRowThreads;
-  constexpr int kBatch = 2;
+  constexpr int kTeams = kUnitThreads / kRowThreads;
+  constexpr int kRows = kTeams > 1 ? kTeams : kWideRows;
+  constexpr int kBatch = kWidth > 4 ? 2 : 4;
 
   __shared__ int32_t keys[kWarp];
   __shared__ Compute team_sums[kWarp];
@@ -152,7 +151,7 @@ __global__ void __launch_bounds__(kUnitThreads, 2)
   const Own directions(options);
   const bool reads_grad = directions.reads_grad() || options.gradient_support;
   const int64_t cols = options.cols;
-  const int own_row = threadIdx.x / kRowThreads;
+  const int own_team = threadIdx.x / kRowThreads;
 
   for (int64_t index = blockIdx.x; index < chunks_in(table); index += gridDim.x) {
     const ChunkOfTable chunk = chunk_of(table, index);
@@ -163,16 +162,17 @@ __global__ void __launch_bounds__(kUnitThreads, 2)
     const auto difference = [&](int64_t c, const Pack<Param, kWidth>& g, Pack<Momentum, kWidth> m,
                                 Compute(&d)[kWidth]) {
       directions.again(g, &m, d);
+      const auto mean = load_pack<Compute, kWidth>(scratch.mean + c);
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) d[i] -= scratch.mean[c + i];
+      for (int i = 0; i < kWidth; ++i) d[i] -= mean.values[i];
     };
 
     for (int64_t first = chunk.begin; first < chunk.end; first += kRows) {
       // The length of this thread's row, summed under the scale of what has been seen, and
       // rescaled, exactly, as that grows. The same for all threads of a row, so that no barrier is
       // missed.
-      if (first + own_row < chunk.end) {
-        const Row<Param, Momentum, Compute> row(tensor, options, {chunk.matrix, first + own_row});
+      for (int r = own_team; r < kRows && first + r < chunk.end; r += kTeams) {
+        const Row<Param, Momentum, Compute> row(tensor, options, {chunk.matrix, first + r});
         const auto column = [&](int64_t pack) {
           return pack_column(pack, threadIdx.x % kRowThreads, kRowThreads, kWidth);
         };
@@ -225,8 +225,8 @@ __global__ void __launch_bounds__(kUnitThreads, 2)
           const centered::RowScale<Compute> found{
               scale, squares == Compute(0) ? Compute(0) : Compute(1) / sqrt(squares),
               Compute(has_gradient || !options.gradient_support)};
-          scales[own_row] = found;
-          scratch.rows[first + own_row] = found;
+          scales[r] = found;
+          scratch.rows[first + r] = found;
         }
       }
       __syncthreads();
@@ -236,9 +236,8 @@ __global__ void __launch_bounds__(kUnitThreads, 2)
       for (int64_t pack = 0;; ++pack) {
         const int64_t c = pack_column(pack, threadIdx.x, kUnitThreads, kWidth);
         if (c >= cols) break;
-        double total[kWidth];
-#pragma unroll
-        for (int i = 0; i < kWidth; ++i) total[i] = first == chunk.begin ? 0.0 : sums[c + i];
+        Pack<double, kWidth> total = {};
+        if (first != chunk.begin) total = load_pack<double, kWidth>(sums + c);
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
           if (first + r >= chunk.end) continue;
@@ -249,11 +248,10 @@ __global__ void __launch_bounds__(kUnitThreads, 2)
           difference(c, g, load_pack<Momentum, kWidth>(row.momentum + c), d);
 #pragma unroll
           for (int i = 0; i < kWidth; ++i) {
-            total[i] += static_cast<double>(centered::unit(d[i], scales[r]));
+            total.values[i] += static_cast<double>(centered::unit(d[i], scales[r]));
           }
         }
-#pragma unroll
-        for (int i = 0; i < kWidth; ++i) sums[c + i] = total[i];
+        store_pack(total, sums + c);
       }
       __syncthreads();  // before the scales of the next rows
     }
