@@ -174,6 +174,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 constexpr int kLengthCols = 32;
 constexpr int kLengthWarps = 16;
+constexpr int kLengthBatch = 4;  // chunks of a thread that are asked for at once
 
 template <typename Compute>
 __global__ void __launch_bounds__(kLengthCols* kLengthWarps, 1)
@@ -201,17 +202,27 @@ __global__ void __launch_bounds__(kLengthCols* kLengthWarps, 1)
     const int64_t partials = matrix * chunks * options.cols;
     int32_t key = 0;
     Compute squares = 0;
-    const auto add = [&](int64_t at) {
-      const int32_t larger = ::max(key, scratch.keys[at]);
-      squares = column_norm::rescaled(squares, key, larger) +
-                column_norm::rescaled(scratch.squares[at], scratch.keys[at], larger);
-      key = larger;
-    };
-    if (inside) {
-#pragma unroll 4
-      for (int64_t chunk = warp; chunk < chunks; chunk += kLengthWarps) {
-        add(partials + chunk * options.cols + first);
-        if (second != first) add(partials + chunk * options.cols + second);
+    for (int64_t chunk = warp; inside && chunk < chunks; chunk += kLengthBatch * kLengthWarps) {
+      // All asked for before the first is used; what is not there is a column of zeros.
+      int32_t own_keys[kLengthBatch][2] = {};
+      Compute own_squares[kLengthBatch][2] = {};
+#pragma unroll
+      for (int b = 0; b < kLengthBatch; ++b) {
+        if (chunk + b * kLengthWarps >= chunks) continue;
+        const int64_t row = partials + (chunk + b * kLengthWarps) * options.cols;
+        own_keys[b][0] = scratch.keys[row + first];
+        own_squares[b][0] = scratch.squares[row + first];
+        if (second == first) continue;
+        own_keys[b][1] = scratch.keys[row + second];
+        own_squares[b][1] = scratch.squares[row + second];
+      }
+#pragma unroll
+      for (int i = 0; i < 2 * kLengthBatch; ++i) {
+        const int32_t own_key = own_keys[i / 2][i % 2];
+        const int32_t larger = ::max(key, own_key);
+        squares = column_norm::rescaled(squares, key, larger) +
+                  column_norm::rescaled(own_squares[i / 2][i % 2], own_key, larger);
+        key = larger;
       }
     }
     shared_keys[warp][lane] = key;
