@@ -130,11 +130,6 @@ __global__ void __launch_bounds__(kPolarThreads, 2)
   Compute scale = 0;
   for (int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
     const PolarTile tile = polar_tile(options.rows, options.cols, t);
-    if (tile.matrix != matrix) {
-      matrix = tile.matrix;
-      polar_update::prescale(
-          matrix_key(team, scratch.keys + matrix * tiles_of_matrix, tiles_of_matrix), &scale);
-    }
     const int64_t tensor = tile.matrix / options.matrices;
     const PolarTensor& own = scratch.tensors[tensor];
     const Place place = {options, tile, tile.matrix - tensor * options.matrices, run};
@@ -153,6 +148,11 @@ __global__ void __launch_bounds__(kPolarThreads, 2)
         if constexpr (!kStored) g[j] = load_four(grad, place, options.grad_strides, r, c, whole);
         m[j] = load_four(momentum, place, options.momentum_strides, r, c, whole);
       }
+    }
+    if (tile.matrix != matrix) {  // while the tile is on its way
+      matrix = tile.matrix;
+      polar_update::prescale(
+          matrix_key(team, scratch.keys + matrix * tiles_of_matrix, tiles_of_matrix), &scale);
     }
     Compute squares = 0;
 #pragma unroll
@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(kPolarThreads, 2)
 // ---- Norm
 
 template <typename Compute, typename X>
-__global__ void __launch_bounds__(kPolarThreads, 4)
+__global__ void __launch_bounds__(kPolarThreads, sizeof(X) > 4 ? 2 : 4)
     polar_update_normalise(const __grid_constant__ PolarUpdateOptions options,
                            const __grid_constant__ PolarScratch scratch, int64_t tiles) {
   __shared__ int32_t shared_keys[kWarp];
@@ -219,18 +219,6 @@ __global__ void __launch_bounds__(kPolarThreads, 4)
   Compute factor = 0;
   for (int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
     const PolarTile tile = polar_tile(rows, cols, t);
-    if (tile.matrix != matrix) {
-      matrix = tile.matrix;
-      Compute scale = 0;
-      if (options.eps > 0) {
-        polar_update::prescale(
-            matrix_key(team, scratch.keys + matrix * tiles_of_matrix, tiles_of_matrix), &scale);
-      }
-      factor = polar_update::reciprocal_norm(
-          matrix_squares(team, scratch.squares + matrix * tiles_of_matrix, tiles_of_matrix), scale,
-          options.eps);
-      __syncthreads();
-    }
     const int64_t tensor = tile.matrix / options.matrices;
     const int64_t in_batch =
         scratch.tensors[tensor].first + tile.matrix - tensor * options.matrices;
@@ -241,6 +229,18 @@ __global__ void __launch_bounds__(kPolarThreads, 4)
     for (int j = 0; j < kPolarPacks; ++j) {
       const int64_t r = tile.row + threadIdx.x / kPolarTilePacks + j * kPolarTileStep;
       if (r < rows && c < cols) packs[j] = load_x_four(x + r * options.x_row, c, cols);
+    }
+    if (tile.matrix != matrix) {  // while the tile is on its way
+      matrix = tile.matrix;
+      Compute scale = 0;
+      if (options.eps > 0) {
+        polar_update::prescale(
+            matrix_key(team, scratch.keys + matrix * tiles_of_matrix, tiles_of_matrix), &scale);
+      }
+      factor = polar_update::reciprocal_norm(
+          matrix_squares(team, scratch.squares + matrix * tiles_of_matrix, tiles_of_matrix), scale,
+          options.eps);
+      __syncthreads();
     }
 #pragma unroll
     for (int j = 0; j < kPolarPacks; ++j) {
