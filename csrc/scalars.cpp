@@ -3,6 +3,7 @@
 #include "plan.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/full.h>
 
 #include <algorithm>
 
@@ -11,8 +12,13 @@ namespace erlangen {
 namespace {
 
 // Another GPU's scalar is copied without waiting; only parameters on the CPU make the host wait.
+// One on the host goes to a GPU by value: a queued or captured copy would read the host's memory
+// later.
 at::Tensor on_device(const at::Tensor& scalar, at::Device device) {
   if (!scalar.defined()) return {};
+  if (scalar.is_cpu() && !device.is_cpu()) {
+    return at::full({}, scalar.item(), at::TensorOptions(device).dtype(at::kFloat));
+  }
   return scalar.detach().reshape({}).to(device, at::kFloat, /*non_blocking=*/!device.is_cpu());
 }
 
