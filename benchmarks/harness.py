@@ -3,6 +3,10 @@
 Times are medians, taken in turns: every round times each candidate once. On a GPU they are in the
 report, in milliseconds; those of a CPU that others share mean nothing but as ratios.
 
+in_place_to_copy: the speed of x = -x over that of a copy, both in bytes read and written. Where it
+    is above 1, as on CPUs whose copy reads what it will write over, a step, which works in place,
+    can pass its floor.
+
 ratio_to_NAME: the other's time over ours, so more than 1 means that ours is faster.
 share_of_floor: the floor over our time. The floor is the larger of two times: the least traffic
     (every tensor read and written once) at the speed of a copy, and the fewest operations
@@ -33,6 +37,7 @@ class Settings(NamedTuple):
     quick: bool  # tiny shapes and short timings, to see that everything runs
     bytes_per_second: float = math.nan  # read and written, of a copy
     operations_per_second: float = math.nan  # two a multiplication, of a full product
+    in_place_to_copy: float = math.nan
 
     @property
     def cuda(self) -> bool:
@@ -64,7 +69,9 @@ class Settings(NamedTuple):
             rounds.append(times)
         return {name: statistics.median(r[name] for r in rounds) for name in functions}
 
-    def compare(self, functions: dict, bytes_moved=None, operations=0, alone=False) -> dict:
+    def compare(
+        self, functions: dict, bytes_moved=None, operations=0, alone=False, tensors=1
+    ) -> dict:
         """Figures of functions["ours"] beside the others'. One that fails is named and left out."""
         failed = {}
         for name in [name for name in functions if name != "ours"]:
@@ -94,6 +101,8 @@ class Settings(NamedTuple):
         if self.cuda:
             result["milliseconds"] = rounded(ours)
             result |= {f"milliseconds_{n}": rounded(t) for n, t in times.items() if n != "ours"}
+        if tensors > 1:
+            result["microseconds_each"] = rounded(ours * 1e3 / tensors)
         return result | failed
 
 
@@ -155,9 +164,11 @@ def parameters(shapes, dtype, device) -> list[torch.Tensor]:
 
 
 def measure_hardware(settings: Settings) -> Settings:
-    source = torch.empty(1 << (20 if settings.quick else 27), device=settings.device)
-    target = torch.empty_like(source)
-    copy = settings.milliseconds(lambda: target.copy_(source), 1.0)
+    source = torch.rand(1 << (20 if settings.quick else 27), device=settings.device)
+    target = torch.rand_like(source)
+    times = settings.in_turns(
+        {"copy": lambda: target.copy_(source), "in_place": lambda: target.neg_()}
+    )
     # The fastest of several: which size and type fill the device differs.
     rates = []
     for n in settings.shrink(*((4096, 8192) if settings.cuda else (2048,))):
@@ -166,7 +177,9 @@ def measure_hardware(settings: Settings) -> Settings:
             product = settings.milliseconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), 0.5)
             rates.append(2 * n**3 / product * 1e3)
     return settings._replace(
-        bytes_per_second=2 * source.numel() * 4 / copy * 1e3, operations_per_second=max(rates)
+        bytes_per_second=2 * source.numel() * 4 / times["copy"] * 1e3,
+        operations_per_second=max(rates),
+        in_place_to_copy=times["copy"] / times["in_place"],
     )
 
 
@@ -199,6 +212,7 @@ def run(args, cases: dict) -> dict:
         "machine": torch.cuda.get_device_name() if settings.cuda else processor(),
         "threads": torch.get_num_threads(),
         "versions": {"erlangen": erlangen.__version__, "torch": torch.__version__},
+        "in_place_to_copy": rounded(settings.in_place_to_copy),
         "peers": status,
         "results": {},
     }

@@ -3,16 +3,23 @@
     python benchmarks/steps.py [--device cpu|cuda] [--threads N] [--out FILE.json]
 
 Every case runs in turns with torch.optim.AdamW(fused=True) and, where the rule is spectral, the
-Muon of torch and of each peer, on the same parameters and gradients. harness.py says what the
-figures mean; of cases of many tensors also
+Muon of torch and of each peer; where it is another matrix rule, with the reference: the same rule
+by plain ATen operations, the polar iteration in its standard form. All have the same parameters and
+gradients. harness.py says what the figures mean; of cases of several tensors also
+
+microseconds_each: our time over their number.
+
+and of those of many
 
 ratio_to_one_tensor: the time of one tensor with the same rows or matrices over ours.
-share_outside_kernels: the time of as many parameters of one element over ours.
+percent_outside_kernels: the time of as many parameters of one element over ours: Python, checks,
+    planning and launches.
 """
 
 import erlangen
 import harness
 import torch
+from erlangen import _C
 from harness import BF16, FP32
 
 POLAR_BYTES = 20  # gradient, momentum and parameter; the iteration's own traffic is not counted
@@ -61,6 +68,17 @@ GPU_CASES = {
 }
 
 
+def reference(params, options):
+    step = erlangen.Equivariant([{"params": params, **options, "ns_method": "standard"}]).step
+
+    def without_kernels():
+        _C.use_kernels(False)
+        step()
+        _C.use_kernels(True)
+
+    return without_kernels
+
+
 def run(options, shapes, dtype, bytes_per_element, settings, peers) -> dict:
     rule, device = options["rule"], settings.device
     shapes = [settings.shrink(*shape) for shape in shapes]
@@ -79,6 +97,8 @@ def run(options, shapes, dtype, bytes_per_element, settings, peers) -> dict:
             if peer.muon:
                 # Made at the first call, so that one that refuses these parameters is reported.
                 functions[f"{name}_muon"] = harness.Made(lambda make=peer.muon: make(params).step)
+    elif rule != "adamw":
+        functions["reference"] = reference(params, options)
     if len(shapes) >= 100:
         functions["one_tensor"] = ours([(len(shapes), *shapes[0])])
         functions["empty"] = ours([(1,) * len(shape) for shape in shapes])
@@ -86,9 +106,11 @@ def run(options, shapes, dtype, bytes_per_element, settings, peers) -> dict:
     operations = 0
     if rule.endswith("spectral"):
         operations = sum(harness.polar_operations(rule, *shape[-2:]) for shape in shapes)
-    result = settings.compare(functions, elements * bytes_per_element, operations)
+    result = settings.compare(
+        functions, elements * bytes_per_element, operations, tensors=len(shapes)
+    )
     if "empty" in functions:
-        result["share_outside_kernels"] = result.pop("ratio_to_empty")
+        result["percent_outside_kernels"] = harness.rounded(100 * result.pop("ratio_to_empty"))
     return result
 
 
