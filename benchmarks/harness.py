@@ -3,13 +3,10 @@
 Times are medians, taken in turns: every round times each candidate once. On a GPU they are in the
 report, in milliseconds; those of a CPU that others share mean nothing but as ratios.
 
-in_place_to_copy: the speed of x = -x over that of a copy, both in bytes read and written. Where it
-    is above 1, as on CPUs whose copy reads what it will write over, a step, which works in place,
-    can pass its floor.
-
 ratio_to_NAME: the other's time over ours, so more than 1 means that ours is faster.
 share_of_floor: the floor over our time. The floor is the larger of two times: the least traffic
-    (every tensor read and written once) at the speed of a copy, and the fewest operations
+    (every tensor read and written once) at the speed of a copy or of x = -x, whichever is the
+    faster (a CPU's copy may read what it will write over), and the fewest operations
     (symmetric products half computed) at the speed of a full product in the fastest type, both
     measured in the same run. `limited_by` says which one it is.
 """
@@ -35,9 +32,8 @@ FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 class Settings(NamedTuple):
     device: str
     quick: bool  # tiny shapes and short timings, to see that everything runs
-    bytes_per_second: float = math.nan  # read and written, of a copy
+    bytes_per_second: float = math.nan  # read and written, of a copy or in place
     operations_per_second: float = math.nan  # two a multiplication, of a full product
-    in_place_to_copy: float = math.nan
 
     @property
     def cuda(self) -> bool:
@@ -177,9 +173,8 @@ def measure_hardware(settings: Settings) -> Settings:
             product = settings.milliseconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), 0.5)
             rates.append(2 * n**3 / product * 1e3)
     return settings._replace(
-        bytes_per_second=2 * source.numel() * 4 / times["copy"] * 1e3,
+        bytes_per_second=2 * source.numel() * 4 / min(times.values()) * 1e3,
         operations_per_second=max(rates),
-        in_place_to_copy=times["copy"] / times["in_place"],
     )
 
 
@@ -212,13 +207,12 @@ def run(args, cases: dict) -> dict:
         "machine": torch.cuda.get_device_name() if settings.cuda else processor(),
         "threads": torch.get_num_threads(),
         "versions": {"erlangen": erlangen.__version__, "torch": torch.__version__},
-        "in_place_to_copy": rounded(settings.in_place_to_copy),
         "peers": status,
         "results": {},
     }
     if settings.cuda:
         report["versions"]["cuda"] = torch.version.cuda
-        report["copy_GB_per_s"] = round(settings.bytes_per_second / 1e9)
+        report["memory_GB_per_s"] = round(settings.bytes_per_second / 1e9)
         report["products_TFLOP_per_s"] = round(settings.operations_per_second / 1e12)
     for name, case in cases.items():
         if args.only not in name:
