@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kPolarThreads, 2)
 
 // With kStored the momentum is z, and its type all that matters.
 template <typename Param, typename Momentum, typename X, bool kStored>
-__global__ void __launch_bounds__(kPolarThreads, 2)
+__global__ void __launch_bounds__(kPolarThreads, sizeof(Param) > 4 ? 1 : 2)
     polar_update_cast(const __grid_constant__ PolarUpdateOptions options,
                       const __grid_constant__ PolarScratch scratch, int64_t tiles) {
   using Compute = typename ComputeType<Param>::type;
