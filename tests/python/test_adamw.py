@@ -7,7 +7,7 @@ import erlangen
 import pytest
 import torch
 from bounds import roundoff
-from state_helpers import gradients, params_of, run, same_bits, set_grads
+from state_helpers import Picture, gradients, params_of, raises, run, same_bits, set_grads
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -163,3 +163,35 @@ def test_checkpoint_of_torch(device):
         back.load_state_dict({**back.state_dict(), "state": state})
         a, b = run(optimizer, 2, gradients(4)), run(back, 2, gradients(4))
         assert all(map(same_bits, a, b))
+
+
+def test_whole_checkpoint_of_torch(device):
+    """Groups too: the options are the checkpoint's, those that AdamW does not know stay."""
+    ours, theirs = params(device), params(device)
+    options = {"lr": 0.02, "betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.3}
+    other = torch.optim.AdamW(theirs, fused=True, **options)
+    run(other, 2, gradients())
+    for p, q in zip(ours, theirs, strict=True):
+        p.data.copy_(q)
+    optimizer = adamw(ours, lr=0.5, lr_scale=1.0)
+    optimizer.load_state_dict(copy.deepcopy(other.state_dict()))
+    group = optimizer.param_groups[0]
+    assert group["rule"] == "adamw" and group["lr_scale"] == 1.0
+    assert {name: group[name] for name in options} == options
+    a, b = run(optimizer, 3, gradients(4)), run(other, 3, gradients(4))
+    assert all(map(same_bits, a, b))
+
+
+def test_checkpoint_of_torch_is_not_for_matrix_rules(device):
+    matrix, rest = nn.Parameter(torch.randn(8, 6, device=device)), params(device)
+    groups = [{"params": [matrix], "rule": "spectral"}, {"params": rest, "rule": "adamw"}]
+    optimizer = erlangen.Equivariant(groups)
+    other = torch.optim.AdamW([{"params": [matrix]}, {"params": rest}])
+    run(other, 1, gradients())
+    before = Picture(optimizer)
+    raises(
+        ValueError,
+        ["param_groups[0]", "an Adam's", "'spectral'", "torch.optim.Muon's"],
+        lambda: optimizer.load_state_dict(other.state_dict()),
+    )
+    Picture(optimizer).assert_same(before)
