@@ -1,5 +1,6 @@
 """Scaled losses by the attributes that torch.amp.GradScaler sets: what step() then does itself."""
 
+import copy
 import math
 
 import erlangen
@@ -124,3 +125,30 @@ def test_no_number(name):
     setattr(optimizer, name, torch.ones(2))
     raises(ValueError, [name, "[2]", "one real number"], optimizer.step)
     Picture(optimizer).assert_same(before)
+
+
+@pytest.mark.parametrize("optimizer_class", [erlangen.Equivariant, ScalesItself])
+def test_resumes_with_the_scaler(optimizer_class, device):
+    """Taken up again after an overflow, model, optimizer and scaler go on with equal bits."""
+
+    def start():
+        model = model_of(device)
+        return model, optimizer_class(model, lr=0.02, weight_decay=0.1), scaler_of(device)
+
+    def train(run, seeds):
+        _, optimizer, scaler = run
+        for seed in seeds:
+            scaled_grads(optimizer, scaler, seed)
+            if seed == 2:
+                params_of(optimizer)[0].grad[0, 0] = math.inf
+            scaler.step(optimizer)
+            scaler.update()
+
+    first, second = start(), start()
+    train(first, range(4))
+    for part, other in zip(first, second, strict=True):
+        other.load_state_dict(copy.deepcopy(part.state_dict()))
+    for each in (first, second):
+        train(each, range(4, 7))
+    Picture(first[1]).assert_same_tensors(Picture(second[1]))
+    assert first[2].get_scale() == second[2].get_scale() == 2.0**9

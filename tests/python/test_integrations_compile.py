@@ -4,6 +4,7 @@ The backend "aot_eager" compiles forward and backward and computes with torch's 
 bits can be compared.
 """
 
+import copy
 import warnings
 
 import erlangen
@@ -44,9 +45,9 @@ def whole_step(model, optimizer):
     return step
 
 
-def run(model, optimizer, scheduler, step):
+def run(model, optimizer, scheduler, step, steps=STEPS):
     losses = []
-    for _ in range(STEPS):
+    for _ in range(steps):
         losses.append(step().item())
         scheduler.step()
     return losses
@@ -88,6 +89,21 @@ def test_same_bits_as_without(how):
     Picture(optimizer).assert_same_tensors(picture)
     # The forward pass and, of the whole step, what follows the optimizer; once for all rates.
     assert backend.frame_count == 1 + (how is compiled_step)
+
+
+def test_resumes():
+    """Saved after half of the steps and compiled again, in what would be another process."""
+    losses, picture = expected()
+    first = start()
+    half = run(*first, compiled_step(*first[:2], "aot_eager"), steps=STEPS // 2)
+    saved = copy.deepcopy([part.state_dict() for part in first])
+    torch._dynamo.reset()
+    second = start()
+    for part, state_dict in zip(second, saved, strict=True):
+        part.load_state_dict(state_dict)
+    rest = run(*second, compiled_step(*second[:2], "aot_eager"), steps=STEPS - STEPS // 2)
+    assert half + rest == losses
+    Picture(second[1]).assert_same_tensors(picture)
 
 
 def test_groups_of_a_compiled_model():
