@@ -67,39 +67,34 @@ struct Chunk {
 template <typename Momentum, typename Compute>
 constexpr bool kLate = sizeof(Momentum) < sizeof(Compute);
 
-// The direction of a strip once more, after the first pass.
-template <bool kNesterov, bool kStore, typename Param, typename Momentum, typename Compute>
+// The direction of a strip once more, after the first pass: out[c] = f(c, direction). In one loop,
+// because a copy of the momentum on the way would cost more than all else.
+template <bool kNesterov, bool kStore, typename Param, typename Momentum, typename Compute,
+          typename F>
 ERLANGEN_INLINE void take_again(const Param* __restrict__ grad, Momentum* __restrict__ momentum,
-                                Compute* __restrict__ direction, int64_t cols,
-                                const row_norm::Scalars<Compute>& s) {
-  if constexpr (kLate<Momentum, Compute>) {
-    RowFacts unused;
-    take_gradient<kNesterov, kStore>(grad, momentum, direction, cols, s, &unused);
-  } else {
-    for (int64_t c = 0; c < cols; ++c) {
-      const Compute m = load(momentum[c]);
-      direction[c] = kNesterov ? row_norm::blend(s, m, static_cast<Compute>(load(grad[c]))) : m;
+                                Compute* __restrict__ out, int64_t cols,
+                                const row_norm::Scalars<Compute>& s, F&& f) {
+  for (int64_t c = 0; c < cols; ++c) {
+    Compute m = load(momentum[c]);
+    if constexpr (kLate<Momentum, Compute>) {
+      m = row_norm::blend(s, m, static_cast<Compute>(load(grad[c])));
+      if (kStore) store(m, &momentum[c]);
     }
+    out[c] = f(c, kNesterov ? row_norm::blend(s, m, static_cast<Compute>(load(grad[c]))) : m);
   }
 }
 
-template <bool kStore, typename Param, typename Momentum, typename Compute>
-ERLANGEN_INLINE void take_again(const Param* grad, Momentum* momentum, Compute* direction,
-                                int64_t cols, const row_norm::Scalars<Compute>& s, bool nesterov) {
-  if (nesterov) return take_again<true, kStore>(grad, momentum, direction, cols, s);
-  take_again<false, kStore>(grad, momentum, direction, cols, s);
+template <bool kStore, typename Param, typename Momentum, typename Compute, typename F>
+ERLANGEN_INLINE void take_again(const Param* grad, Momentum* momentum, Compute* out, int64_t cols,
+                                const row_norm::Scalars<Compute>& s, bool nesterov, F&& f) {
+  if (nesterov) return take_again<true, kStore>(grad, momentum, out, cols, s, f);
+  take_again<false, kStore>(grad, momentum, out, cols, s, f);
 }
 
 template <typename Compute>
 ERLANGEN_INLINE void add_to(double* __restrict__ sums, const Compute* __restrict__ row,
                             int64_t cols) {
   for (int64_t c = 0; c < cols; ++c) sums[c] += row[c];
-}
-
-template <typename Compute>
-ERLANGEN_INLINE void subtract(Compute* __restrict__ row, const Compute* __restrict__ mean,
-                              int64_t cols) {
-  for (int64_t c = 0; c < cols; ++c) row[c] -= mean[c];
 }
 
 // ---- The passes over chunks
@@ -147,10 +142,13 @@ struct Units {
         const int64_t count = std::min(kStrip, cols - c);
         prefetch(row.momentum + c, 2 * kBytesAhead);
         if (reads_grad) prefetch(row.grad + c, 2 * kBytesAhead);
-        Compute* d = direction + c;
-        take_again<false>(row.grad + c, row.momentum + c, d, count, s, options.nesterov);
-        subtract(d, chunk.scratch.mean + c, count);
-        for (int64_t i = 0; i < count; ++i) key = std::max(key, row_norm::magnitude_key(d[i]));
+        const Compute* __restrict__ mean = chunk.scratch.mean + c;
+        take_again<false>(row.grad + c, row.momentum + c, direction + c, count, s, options.nesterov,
+                          [&](int64_t i, Compute x) ERLANGEN_INLINE_LAMBDA {
+                            const Compute d = x - mean[i];
+                            key = std::max(key, row_norm::magnitude_key(d));
+                            return d;
+                          });
         if (options.gradient_support) {
           for (int64_t i = 0; i < count; ++i) gradient_bits |= nonzero_bits(row.grad[c + i]);
         }
@@ -185,14 +183,13 @@ struct Update {
         prefetch(row.momentum + c, kBytesAhead);
         prefetch(row.param + c, kBytesAhead);
         if (reads_grad) prefetch(row.grad + c, kBytesAhead);
-        take_again<true>(row.grad + c, row.momentum + c, direction, count, s, options.nesterov);
-        if (scale.moves == 0) continue;
-        Compute* __restrict__ y = direction;
         const Compute* __restrict__ mean = chunk.scratch.mean + c;
         const Compute* __restrict__ unit_mean = chunk.scratch.unit_mean + c;
-        for (int64_t i = 0; i < count; ++i) {
-          y[i] = centered::unit(y[i] - mean[i], scale) - unit_mean[i];
-        }
+        take_again<true>(row.grad + c, row.momentum + c, direction, count, s, options.nesterov,
+                         [&](int64_t i, Compute x) ERLANGEN_INLINE_LAMBDA {
+                           return centered::unit(x - mean[i], scale) - unit_mean[i];
+                         });
+        if (scale.moves == 0) continue;
         update_run(row.param + c, direction, count, u, options, noise, row.element + c);
       }
     }
