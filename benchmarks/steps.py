@@ -73,8 +73,10 @@ def reference(params, options):
 
     def without_kernels():
         _C.use_kernels(False)
-        step()
-        _C.use_kernels(True)
+        try:
+            step()
+        finally:  # or all that is measured after one that ran out of memory would go without
+            _C.use_kernels(True)
 
     return without_kernels
 
