@@ -250,17 +250,4 @@ inline Schedule schedule_for(const Plan& plan, int64_t n, int64_t k, int64_t bat
   return s;
 }
 
-// The time of a full product in the better of the same two tiles over that of the symmetric one,
-// for one matrix alone. 1.0 at n = 2048 (k <= 2048), 1.7 at 4096, where waves of 132 are nearly
-// full; tends to 2. More matrices fill their waves better.
-inline double estimated_speedup(int64_t n, int64_t k, bool equal_operands) {
-  const int64_t blocks = (n + kBlock - 1) / kBlock;
-  const double steps = static_cast<double>((k + kStepK - 1) / kStepK) + kTileSteps;
-  const double narrow = waves(blocks * blocks, kSMs) * steps / kNarrowSpeed;
-  const double wide = waves(blocks * ((blocks + 1) / 2), kSMs) * steps * 2;
-  const Plan plan = plan_for(n, k, equal_operands);
-  return (narrow < wide ? narrow : wide) /
-         estimated_steps(plan, pairs_of(triangle_of(n, plan.width, equal_operands)));
-}
-
 }  // namespace erlangen::kernels::cuda::sm90
