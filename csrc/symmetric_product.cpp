@@ -161,6 +161,17 @@ kernels::cuda::SymmetricProduct arguments(const at::Tensor& out, const at::Tenso
       .beta = static_cast<float>(beta),
       .dtype = out.scalar_type() == at::kHalf ? kernels::DType::float16 : kernels::DType::bfloat16};
 }
+
+// By one of our kernels: what it does, and how many bytes it needs for that.
+void by_kernel(const kernels::cuda::SymmetricProduct& product, const at::Tensor& out,
+               decltype(kernels::cuda::symmetric_product)* kernel,
+               decltype(kernels::cuda::symmetric_product_workspace)* workspace) {
+  const auto bytes = static_cast<int64_t>(workspace(product));
+  const at::Tensor memory = at::empty({bytes}, out.options().dtype(at::kByte));
+  C10_CUDA_CHECK(
+      kernel(product, memory.data_ptr(), c10::cuda::getCurrentCUDAStream(out.get_device())));
+  ++products_by_kernel;
+}
 #endif
 
 void mirror(const at::Tensor& out) {
@@ -245,23 +256,16 @@ void symmetric_product_out(const at::Tensor& out, const at::Tensor& c, const at:
     operands.wgmma = !widens && kernels::cuda::symmetric_product_sm90_supports(product);
 #endif
     route = symmetric_route(cuda_capability(out.device()), operands);
+    if (route == SymmetricRoute::mma_sync) {
+      return by_kernel(product, out, kernels::cuda::symmetric_product,
+                       kernels::cuda::symmetric_product_workspace);
+    }
 #ifdef ERLANGEN_SM90
     if (route == SymmetricRoute::wgmma) {
-      const auto bytes =
-          static_cast<int64_t>(kernels::cuda::symmetric_product_sm90_workspace(product));
-      const at::Tensor workspace = at::empty({bytes}, out.options().dtype(at::kByte));
-      C10_CUDA_CHECK(kernels::cuda::symmetric_product_sm90(
-          product, workspace.data_ptr(), c10::cuda::getCurrentCUDAStream(out.get_device())));
-      ++products_by_kernel;
-      return;
+      return by_kernel(product, out, kernels::cuda::symmetric_product_sm90,
+                       kernels::cuda::symmetric_product_sm90_workspace);
     }
 #endif
-    if (route == SymmetricRoute::mma_sync) {
-      C10_CUDA_CHECK(kernels::cuda::symmetric_product(
-          product, c10::cuda::getCurrentCUDAStream(out.get_device())));
-      ++products_by_kernel;
-      return;
-    }
   }
 #endif
   if (route == SymmetricRoute::strips) {

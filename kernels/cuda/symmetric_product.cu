@@ -4,25 +4,25 @@
 // memory (cp.async), the sums stay in registers. In the end the tile is put together in the same
 // shared memory, twice: as it is and turned, so that both copies leave in rows of 16 bytes. The
 // sums over k run in the order of k, the same for every tile, so that a matrix's result depends
-// neither on its batch nor on the device's number of SMs.
+// neither on its batch nor on the device's number of SMs. Where k is cut into parts, a part's sums
+// go to the workspace as they are, and a second kernel does the rest.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include <algorithm>
-
 #include "launch.cuh"
 #include "ptx.cuh"
 #include "symmetric_product.cuh"
+#include "symmetric_product_parts.cuh"
 #include "symmetric_product_tiles.h"
 
 namespace erlangen::kernels::cuda {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr int kChunk = 8;    // elements in 16 bytes
-constexpr int kDepth = 32;   // of k in a stage
-constexpr int kPadding = 8;  // elements between the rows of the finished tile
+constexpr int kChunk = 8;          // elements in 16 bytes
+constexpr int kDepth = kMmaDepth;  // of k in a stage
+constexpr int kPadding = 8;        // elements between the rows of the finished tile
 constexpr int kChunksOfRow = kDepth / kChunk;
 
 // A tile of kTile x kTile, by kWarpsM x kWarpsN warps.
@@ -40,10 +40,9 @@ struct Shape {
   static_assert(kElements * 2 <= 48 * 1024, "more shared memory has to be asked for");
   static_assert(kWarpN % 16 == 0, "B comes in pairs of eight columns");
 };
-// 128 rows for large matrices; 64 waste less of small ones, and make more tiles of them.
-using LargeTile = Shape<128, 2, 4, 3, 2>;
-using SmallTile = Shape<64, 2, 2, 4, 4>;
-constexpr int64_t kSmallestForLargeTile = 512;
+using LargeTile = Shape<kLargeTile, 2, 4, 3, 2>;
+// Of its blocks four fit on an SM with 164 KB of shared memory or more, three on one with 100 KB.
+using SmallTile = Shape<kSmallTile, 2, 2, 4, 4>;
 
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
@@ -104,16 +103,18 @@ __device__ __forceinline__ void store_tile(const T* tile, T* d, int64_t row_stri
 
 template <typename S, typename T>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocksOnSM)
-    symmetric_product_kernel(const SymmetricProduct p) {
+    symmetric_product_kernel(const SymmetricProduct p, const Cut cut, float* const partials) {
   __shared__ __align__(128) T shared[S::kElements];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int warp_row = warp / S::kWarpsN * S::kWarpM, warp_col = warp % S::kWarpsN * S::kWarpN;
   const int64_t across = tiles_of(p.n, S::kTile);
-  const int64_t tiles = p.batch * lower_tiles(across);
-  const int64_t stages = (p.k + kDepth - 1) / kDepth;
+  const int64_t units = p.batch * cut.parts * lower_tiles(across);
+  const int64_t all_stages = (p.k + kDepth - 1) / kDepth;
 
-  for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {
-    const LowerTile tile = lower_tile(index, across);
+  for (int64_t index = blockIdx.x; index < units; index += gridDim.x) {
+    const auto [tile, part] = tile_part(index, across, cut.parts);
+    const int64_t first_stage = part * cut.part_steps;
+    const int64_t stages = part + 1 < cut.parts ? cut.part_steps : all_stages - first_stage;
     const int64_t r0 = tile.i * S::kTile, c0 = tile.j * S::kTile;
     const T* const a = static_cast<const T*>(p.a) + tile.matrix * p.a_batch;
     const T* const b = static_cast<const T*>(p.b) + tile.matrix * p.b_batch;
@@ -122,8 +123,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocksOnSM)
     const auto fetch_stage = [&](int64_t stage) {
       if (stage < stages) {
         T* const place = shared + stage % S::kStages * 2 * S::kOperand;
-        fetch<S>(a, p.a_row, p.n, p.k, r0, stage * kDepth, place);
-        fetch<S>(b, p.b_row, p.n, p.k, c0, stage * kDepth, place + S::kOperand);
+        const int64_t k0 = (first_stage + stage) * kDepth;
+        fetch<S>(a, p.a_row, p.n, p.k, r0, k0, place);
+        fetch<S>(b, p.b_row, p.n, p.k, c0, k0, place + S::kOperand);
       }
       cp_async_commit();
     };
@@ -170,6 +172,22 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocksOnSM)
     cp_async_wait<0>();
     __syncthreads();  // the stages are read; their memory is the tile's now
 
+    if (cut.parts > 1) {
+      float* const out = partials + index * S::kTile * S::kTile;
+#pragma unroll
+      for (int m = 0; m < S::kMmaM; ++m) {
+#pragma unroll
+        for (int n = 0; n < S::kMmaN; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; i += 2) {
+            *reinterpret_cast<float2*>(out + (warp_row + m * 16 + mma_row(lane, i)) * S::kTile +
+                                       warp_col + n * 8 + mma_col(lane, i)) =
+                make_float2(sums[m][n][i], sums[m][n][i + 1]);
+          }
+        }
+      }
+      continue;
+    }
     if (p.beta != 0.0f) {
       const T* const c = static_cast<const T*>(p.c) + tile.matrix * p.c_batch;
       constexpr int kChunks = S::kTile / kChunk;
@@ -226,32 +244,54 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocksOnSM)
   }
 }
 
+template <int kTile_>
+struct LowerTiles {
+  static constexpr int kTile = kTile_;
+  int64_t across, count;
+
+  ERLANGEN_INLINE int64_t row(int64_t index) const { return lower_tile(index, across).i * kTile; }
+  ERLANGEN_INLINE int64_t column(int64_t index) const {
+    return lower_tile(index, across).j * kTile;
+  }
+};
+
 template <typename S, typename T>
-cudaError_t launch_tiles(const SymmetricProduct& p, cudaStream_t stream) {
-  int device = 0, sms = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
-  if (error != cudaSuccess) return error;
-  const int64_t tiles = p.batch * lower_tiles(tiles_of(p.n, S::kTile));
-  const auto blocks =
-      static_cast<unsigned>(std::min<int64_t>(tiles, static_cast<int64_t>(sms) * S::kBlocksOnSM));
-  return launch(blocks, S::kThreads, 0, stream, symmetric_product_kernel<S, T>, p);
+cudaError_t launch_tiles(const SymmetricProduct& p, const MmaPlan& plan, float* partials,
+                         cudaStream_t stream) {
+  const LowerTiles<S::kTile> tiles = {plan.across, lower_tiles(plan.across)};
+  const cudaError_t error =
+      launch_on_all(p.batch * plan.cut.parts * tiles.count, S::kThreads, stream,
+                    symmetric_product_kernel<S, T>, p, plan.cut, partials);
+  if (error != cudaSuccess || plan.cut.parts == 1) return error;
+  return launch_add_parts<T>(p, tiles, plan.cut.parts, partials, stream);
 }
 
 template <typename T>
-cudaError_t launch_product(const SymmetricProduct& p, cudaStream_t stream) {
-  return p.n >= kSmallestForLargeTile ? launch_tiles<LargeTile, T>(p, stream)
-                                      : launch_tiles<SmallTile, T>(p, stream);
+cudaError_t launch_product(const SymmetricProduct& p, float* partials, cudaStream_t stream) {
+  const MmaPlan plan = mma_plan(p.n, p.k);
+  return plan.tile == kLargeTile ? launch_tiles<LargeTile, T>(p, plan, partials, stream)
+                                 : launch_tiles<SmallTile, T>(p, plan, partials, stream);
 }
 
 }  // namespace
 
-cudaError_t symmetric_product(const SymmetricProduct& product, cudaStream_t stream) {
+size_t symmetric_product_workspace(const SymmetricProduct& p) {
+  const MmaPlan plan = mma_plan(p.n, p.k);
+  if (plan.cut.parts == 1) return 0;
+  return sizeof(float) * plan.tile * plan.tile *
+         partial_tile(plan.cut.parts, lower_tiles(plan.across), p.batch, 0, 0);
+}
+
+cudaError_t symmetric_product(const SymmetricProduct& product, void* workspace,
+                              cudaStream_t stream) {
   if (!symmetric_product_supports(product)) return cudaErrorInvalidValue;
   if (product.batch == 0 || product.n == 0) return cudaSuccess;
-  return product.dtype == DType::float16 ? launch_product<__half>(product, stream)
-                                         : launch_product<__nv_bfloat16>(product, stream);
+  if (workspace == nullptr && symmetric_product_workspace(product) > 0) {
+    return cudaErrorInvalidValue;
+  }
+  float* const partials = static_cast<float*>(workspace);
+  return product.dtype == DType::float16 ? launch_product<__half>(product, partials, stream)
+                                         : launch_product<__nv_bfloat16>(product, partials, stream);
 }
 
 }  // namespace erlangen::kernels::cuda

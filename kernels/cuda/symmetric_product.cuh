@@ -10,6 +10,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
 
 #include "../types.h"
@@ -44,8 +45,14 @@ inline bool symmetric_product_supports(const SymmetricProduct& p) {
          aligned(p.d, p.d_row, p.d_batch) && (p.beta == 0.0f || aligned(p.c, p.c_row, p.c_batch));
 }
 
-// With mma.sync and cp.async, for sm_80 and everything newer. Nothing waits for the device. A
-// matrix's result does not depend on the others of its batch.
-cudaError_t symmetric_product(const SymmetricProduct& product, cudaStream_t stream);
+// Bytes that the call needs on the device, at a multiple of 16, so many for each matrix; 0 but for
+// sums over long k.
+size_t symmetric_product_workspace(const SymmetricProduct& product);
+
+// With mma.sync and cp.async, for sm_80 and everything newer. Nothing is allocated and nothing
+// waits for the device. A matrix's result does not depend on the others of its batch nor on the
+// number of SMs.
+cudaError_t symmetric_product(const SymmetricProduct& product, void* workspace,
+                              cudaStream_t stream);
 
 }  // namespace erlangen::kernels::cuda

@@ -108,10 +108,15 @@ class Scheduler {
                                    const Accumulators& sums, uint32_t, uint32_t) {
     if constexpr (cute::size(Accumulators{}) == kPartialFloats / kMmaThreads) {
       if (params.parts == 1) return;
-      // As the kernel numbers the threads that multiply.
-      float* out = params.partials + tile.partial + threadIdx.x % kMmaThreads;
+      // As the kernel numbers the threads that multiply. Two values stand side by side.
+      const int thread = threadIdx.x % kMmaThreads;
+      float* out = params.partials + tile.partial + accumulator_row(thread, 0) * kBlock +
+                   accumulator_column(thread, 0);
       CUTLASS_PRAGMA_UNROLL
-      for (int v = 0; v < cute::size(sums); ++v) out[v * kMmaThreads] = sums(v);
+      for (int v = 0; v < cute::size(sums); v += 2) {
+        *reinterpret_cast<float2*>(out + accumulator_row(0, v) * kBlock +
+                                   accumulator_column(0, v)) = make_float2(sums(v), sums(v + 1));
+      }
     }
   }
   CUTLASS_DEVICE static bool valid_warpgroup_in_work_tile(const WorkTileInfo&) { return true; }

@@ -37,7 +37,7 @@ inline bool symmetric_product_sm90_supports(const SymmetricProduct& p) {
   }
   const sm90::Plan plan = sm90::plan_for(p.n, p.k, symmetric_product_is_gram(p));
   const sm90::Triangle triangle = sm90::triangle_of(p.n, plan.width, symmetric_product_is_gram(p));
-  return p.batch * plan.parts * sm90::pairs_of(triangle) < int64_t{1} << 30;
+  return p.batch * plan.cut.parts * sm90::pairs_of(triangle) < int64_t{1} << 30;
 }
 
 // Bytes that the call needs on the device, at a multiple of 16; 0 but for sums over long k.

@@ -23,7 +23,7 @@
 
 #include <cstdint>
 
-#include "../types.h"
+#include "symmetric_product_tiles.h"
 
 namespace erlangen::kernels::cuda::sm90 {
 
@@ -134,12 +134,11 @@ ERLANGEN_INLINE bool is_mirrored(int32_t row, int32_t column, int32_t width) {
   return row / width != column;
 }
 
-// ---- Sums over long k are cut into parts, whose results are added in order by a second kernel
+// ---- Sums over long k are cut into parts: of narrow tiles only
 
 struct Plan {
-  int32_t width;       // of a tile, in blocks
-  int32_t parts;       // of k; 1: no second kernel
-  int32_t part_steps;  // steps of kStepK in a part; the last part may have fewer
+  int32_t width;  // of a tile, in blocks
+  Cut cut;        // of k, in steps of kStepK
 };
 
 // One cluster's turn. Units of one part of k follow each other, so that those that run at the same
@@ -161,12 +160,10 @@ ERLANGEN_INLINE Unit unit_at(const Triangle& t, int32_t parts, int32_t pairs, in
   return unit;
 }
 
-// Where the sums of a tile's part begin, counted in floats. A thread keeps its value v at
-// v * kMmaThreads + thread.
+// Where the sums of a tile's part begin, counted in floats.
 ERLANGEN_INLINE int64_t partial_offset(int32_t parts, int32_t pairs, int32_t matrix, int32_t part,
                                        int32_t index_in_matrix, int32_t rank) {
-  const int64_t slice = static_cast<int64_t>(matrix) * parts + part;
-  return ((slice * pairs + index_in_matrix) * 2 + rank) * kPartialFloats;
+  return partial_tile(parts, 2 * pairs, matrix, part, 2 * index_in_matrix + rank) * kPartialFloats;
 }
 
 // The place in a narrow tile of value v that one of the 256 threads holds: wgmma's accumulators,
@@ -178,49 +175,21 @@ ERLANGEN_INLINE constexpr int accumulator_column(int thread, int v) {
   return v / 4 * 8 + thread % 4 * 2 + v % 2;
 }
 
-// ---- Which tile and how many parts, by counting waves
+// ---- Which tile and how many parts, as on an H100 SXM with 132 SMs, two for a pair
 
-// The choice is made as if one matrix were alone on an H100 SXM, 132 SMs, whatever the batch and
-// the GPU: so that a matrix's result depends on neither. Time is counted in steps of a block at the
-// speed of wide tiles; the other numbers are estimates, which move the choice and no result.
 constexpr int kSMs = 132;
-constexpr double kNarrowSpeed = 0.85;     // of the wide tile's arithmetic
-constexpr double kTileSteps = 5;          // to fill the pipeline and to store a block
-constexpr double kSecondKernelSteps = 8;  // its launch
-constexpr double kPartSteps = 0.25;       // to write and read back a pair's partial sums
-constexpr int kLeastPartSteps = 64;
-constexpr int kMostParts = 64;
-constexpr int64_t kMostPartialBytes = 64 << 20;  // of a matrix
-
-inline double waves(int64_t work, int64_t at_once) {
-  return static_cast<double>((work + at_once - 1) / at_once);
-}
-
-inline double estimated_steps(const Plan& plan, int32_t pairs) {
-  const double tile = plan.width * (plan.part_steps + kTileSteps);
-  const double units = static_cast<double>(pairs) * plan.parts;
-  return waves(static_cast<int64_t>(units), kSMs / 2) * tile /
-             (plan.width == 1 ? kNarrowSpeed : 1.0) +
-         (plan.parts > 1 ? kSecondKernelSteps + kPartSteps * units : 0.0);
-}
+constexpr Costs kWideCosts = {kSMs / 2, 0.70, 3.5, 4 * kPartialFloats};
+// Half the work, at 0.85 of the speed.
+constexpr Costs kNarrowCosts = {kSMs / 2, 0.41, 2.1, 2 * kPartialFloats};
 
 inline Plan plan_for(int64_t n, int64_t k, bool equal_operands) {
-  const int32_t steps = static_cast<int32_t>((k + kStepK - 1) / kStepK);
-  Plan best = {2, 1, steps};
-  double least = estimated_steps(best, pairs_of(triangle_of(n, 2, equal_operands)));
+  const auto steps = static_cast<int32_t>((k + kStepK - 1) / kStepK);
   const int32_t pairs = pairs_of(triangle_of(n, 1, equal_operands));
-  for (int32_t parts = 1; parts <= kMostParts; ++parts) {
-    Plan plan = {1, 1, (steps + parts - 1) / parts};
-    if (parts > 1 && plan.part_steps < kLeastPartSteps) break;
-    plan.parts = (steps + plan.part_steps - 1) / plan.part_steps;
-    if (parts > 1 && 4 * partial_offset(plan.parts, pairs, 1, 0, 0, 0) > kMostPartialBytes) break;
-    const double time = estimated_steps(plan, pairs);
-    if (time < least) {
-      best = plan;
-      least = time;
-    }
-  }
-  return best;
+  const int32_t wide_pairs = pairs_of(triangle_of(n, 2, equal_operands));
+  const Cut narrow = cut_for(kNarrowCosts, pairs, steps), wide = {1, steps};
+  return estimated_time(kNarrowCosts, pairs, narrow) < estimated_time(kWideCosts, wide_pairs, wide)
+             ? Plan{1, narrow}
+             : Plan{2, wide};
 }
 
 // What the kernels are given.
@@ -241,8 +210,8 @@ inline Schedule schedule_for(const Plan& plan, int64_t n, int64_t k, int64_t bat
   Schedule s;
   s.triangle = triangle_of(n, plan.width, equal_operands);
   s.pairs = pairs_of(s.triangle);
-  s.parts = plan.parts;
-  s.part_steps = plan.part_steps;
+  s.parts = plan.cut.parts;
+  s.part_steps = plan.cut.part_steps;
   s.last_steps = static_cast<int32_t>((k + kStepK - 1) / kStepK) - (s.parts - 1) * s.part_steps;
   s.units = static_cast<int32_t>(batch * s.parts * s.pairs);
   s.whole_squares = equal_operands;

@@ -4,6 +4,7 @@
 #include <torch/torch.h>
 
 #include "kernels/cuda/symmetric_product_sm90_tiles.h"
+#include "kernels/cuda/symmetric_product_tiles.h"
 #include "polar.h"
 #include "polar_iteration.h"
 #include "symmetric_product.h"
@@ -20,17 +21,19 @@ SymmetricRoute route(int capability, at::ScalarType dtype, int64_t n, bool align
   return symmetric_route(capability, {dtype, n, aligned, aligned});
 }
 
-// A product's route, with how the wgmma kernel cuts it up; rows aligned and all kernels there.
+// A product's route, with how our kernels cut it up; rows aligned and all kernels there.
 std::string choice(int capability, at::ScalarType dtype, int64_t n, int64_t k, bool gram) {
+  const auto cut_into = [](const kernels::cuda::Cut& cut) {
+    return cut.parts > 1 ? " x " + std::to_string(cut.parts) : "";
+  };
   switch (route(capability, dtype, n)) {
     case plain: return "plain";
     case strips: return "strips";
-    case mma_sync: return "mma_sync";
+    case mma_sync: return "mma_sync" + cut_into(kernels::cuda::mma_plan(n, k).cut);
     case wgmma: break;
   }
   const sm90::Plan plan = sm90::plan_for(n, k, gram);
-  const std::string parts = plan.parts > 1 ? " x " + std::to_string(plan.parts) : "";
-  return (plan.width == 1 ? "narrow" : "wide") + parts;
+  return (plan.width == 1 ? "narrow" : "wide") + cut_into(plan.cut);
 }
 
 // Of an iteration in its products' default type: form, types, and the routes of XXᵀ, of R² and of
@@ -54,7 +57,8 @@ struct Choices {
 };
 
 // Ampere and consumer Blackwell have nothing faster than mma.sync, whatever the size. On Hopper the
-// tile is what counting waves of 132 SMs, or 66 pairs of tiles, finds fastest.
+// tile is what counting waves of 132 SMs, or 66 pairs of tiles, finds fastest. So is the number of
+// parts ("x 4") into which k is cut.
 TEST(KernelChoice, SymmetricProducts) {
   const Choices table[] = {
       // Hopper: from two blocks of 128 on a cluster is full. Blackwell: one launch, not two.
@@ -73,8 +77,11 @@ TEST(KernelChoice, SymmetricProducts) {
       {4096, 4096, {"mma_sync", "narrow", "strips", "mma_sync"}},
       // 528 wide pairs: eight full waves, and a wide tile multiplies faster.
       {8192, 8192, {"mma_sync", "wide", "strips", "mma_sync"}},
-      // 18 pairs alone would leave most SMs idle; 11 parts of k make three full waves of them.
-      {1024, 151936, {"mma_sync", "narrow x 11", "strips", "mma_sync"}},
+      // 21 tiles, or 11 pairs, alone would leave most SMs idle: 84 parts of them for 108 SMs. On
+      // Hopper more than two parts would be so short that a batch lost by them.
+      {768, 8192, {"mma_sync x 4", "narrow x 2", "mma_sync x 4", "mma_sync x 4"}},
+      // 36 tiles in 3 parts fill 108 SMs; 18 pairs in 11 parts are three full waves.
+      {1024, 151936, {"mma_sync x 3", "narrow x 11", "strips", "mma_sync x 3"}},
   };
   for (const auto dtype : {at::kHalf, at::kBFloat16}) {
     for (const auto& [n, k, of] : table) {

@@ -22,7 +22,17 @@ using cuda_on_host::Order;
 using erlangen::kernels::cuda::mirror_lower;
 using erlangen::kernels::cuda::symmetric_product;
 using erlangen::kernels::cuda::symmetric_product_supports;
+using erlangen::kernels::cuda::symmetric_product_workspace;
 using erlangen::kernels::cuda::SymmetricProduct;
+
+// With a workspace that is NaN before, and what lies behind it after.
+void run_product(const SymmetricProduct& product) {
+  const size_t floats = symmetric_product_workspace(product) / sizeof(float);
+  std::vector<float> workspace(floats + 16, NAN);
+  ASSERT_EQ(symmetric_product(product, workspace.data(), nullptr), cudaSuccess)
+      << cuda_on_host::take_failure();
+  for (size_t i = floats; i < workspace.size(); ++i) ASSERT_TRUE(std::isnan(workspace[i]));
+}
 
 struct Problem {
   Matrices a, b, c, d;
@@ -60,9 +70,7 @@ struct Problem {
             b.matrix, c.matrix, d.matrix,
             alpha,    beta,     a.dtype};
   }
-  void run() {
-    ASSERT_EQ(symmetric_product(product(), nullptr), cudaSuccess) << cuda_on_host::take_failure();
-  }
+  void run() { run_product(product()); }
   void expect_symmetric() {
     for (int64_t m = 0; m < d.batch; ++m) {
       for (int64_t r = 0; r < d.rows; ++r) {
@@ -108,40 +116,51 @@ constexpr DType kDTypes[] = {DType::bfloat16, DType::float16};
 
 struct Size {
   int64_t batch, n, k;
-  unsigned threads;  // which kernel is meant
+  unsigned threads;     // which kernel is meant
+  size_t launches = 1;  // two where k is cut into parts
 };
-// Tails of n and k, one tile and several, fewer steps in k than stages and more.
+// Tails of n and k, one tile and several, fewer steps in k than stages and more, parts of k.
 const std::vector<Size> kSizes = {
-    {1, 1, 1, 128},    {2, 1, 40, 128},   {3, 7, 9, 128},     {1, 8, 8, 128},    {2, 33, 70, 128},
-    {1, 64, 64, 128},  {2, 65, 31, 128},  {1, 130, 200, 128}, {1, 200, 33, 128}, {1, 511, 17, 128},
-    {1, 512, 40, 256}, {2, 515, 33, 256}, {1, 640, 100, 256}, {3, 5, 0, 128}};
+    {1, 1, 1, 128},        {2, 1, 40, 128},   {3, 7, 9, 128},       {1, 8, 8, 128},
+    {2, 33, 70, 128},      {1, 64, 64, 128},  {2, 65, 31, 128},     {1, 130, 200, 128},
+    {1, 200, 33, 128},     {1, 511, 17, 128}, {1, 512, 40, 256},    {2, 515, 33, 256},
+    {1, 640, 100, 256},    {3, 5, 0, 128},    {1, 8, 4096, 128, 2}, {2, 70, 4100, 128, 2},
+    {1, 130, 8203, 128, 2}};
 
 // Sums of small integers round nowhere before D.
+void check_exactly(DType dtype, const Size& size, float beta, unsigned seed) {
+  SCOPED_TRACE(testing::Message() << "dtype " << static_cast<int>(dtype) << " batch " << size.batch
+                                  << " n " << size.n << " k " << size.k << " beta " << beta);
+  Problem problem(dtype, size.batch, size.n, size.k, 1.5f, beta, seed % 2 * 8);
+  problem.draw(seed, true);
+  cuda_on_host::launches.clear();
+  problem.run();
+  if (testing::Test::HasFatalFailure()) return;
+  ASSERT_EQ(cuda_on_host::launches.size(), size.launches);
+  ASSERT_EQ(cuda_on_host::launches[0].block.x, size.threads);
+  problem.each_exact([&](int64_t m, int64_t r, int64_t c, double exact, double) {
+    ASSERT_EQ(problem.d.get(m, r, c), decode_half(dtype, encode_half(dtype, exact)))
+        << "at " << m << ", " << r << ", " << c;
+  });
+  problem.expect_symmetric();
+  problem.d.expect_gaps_untouched();
+}
+
 TEST_F(SymmetricProductCuda, SmallIntegersAreExact) {
   unsigned seed = 0;
   for (const DType dtype : kDTypes) {
     for (const Size& size : kSizes) {
       for (const float beta : {0.0f, -0.5f}) {
-        Problem problem(dtype, size.batch, size.n, size.k, 1.5f, beta, seed % 2 * 8);
-        problem.draw(++seed, true);
-        SCOPED_TRACE(testing::Message()
-                     << "dtype " << static_cast<int>(dtype) << " batch " << size.batch << " n "
-                     << size.n << " k " << size.k << " beta " << beta);
-        cuda_on_host::launches.clear();
-        problem.run();
-        if (HasFatalFailure()) return;
-        ASSERT_EQ(cuda_on_host::launches.size(), 1u);
-        ASSERT_EQ(cuda_on_host::launches[0].block.x, size.threads);
-        problem.each_exact([&](int64_t m, int64_t r, int64_t c, double exact, double) {
-          ASSERT_EQ(problem.d.get(m, r, c), decode_half(dtype, encode_half(dtype, exact)))
-              << "at " << m << ", " << r << ", " << c;
-        });
-        problem.expect_symmetric();
-        problem.d.expect_gaps_untouched();
+        check_exactly(dtype, size, beta, ++seed);
         if (HasFatalFailure()) return;
       }
     }
   }
+}
+
+// Once: no other size takes as long.
+TEST_F(SymmetricProductCuda, PartsOfLargeTilesAreExact) {
+  check_exactly(DType::bfloat16, {1, 513, 4099, 256, 2}, -0.5f, 1);
 }
 
 TEST_F(SymmetricProductCuda, MatchesOracle) {
@@ -171,7 +190,8 @@ TEST_F(SymmetricProductCuda, OrderAndDeviceDoNotMatter) {
   const Device devices[] = {{1, 1, 80, Order::backward, 0},
                             {3, 2, 80, Order::shuffled, 1},
                             {132, 4, 90, Order::shuffled, 2}};
-  for (const Size& size : {Size{2, 150, 170, 128}, Size{1, 520, 130, 256}}) {
+  for (const Size& size :
+       {Size{2, 150, 170, 128}, Size{1, 520, 130, 256}, Size{2, 70, 4100, 128, 2}}) {
     Problem start(DType::float16, size.batch, size.n, size.k, 1.0f, 0.5f);
     start.draw(1, false);
     cuda_on_host::device = {};
@@ -190,21 +210,24 @@ TEST_F(SymmetricProductCuda, OrderAndDeviceDoNotMatter) {
 }
 
 TEST_F(SymmetricProductCuda, OthersInTheBatchDoNotMatter) {
-  Problem together(DType::bfloat16, 3, 100, 70, 1.0f, 0.5f);
-  together.draw(1, false);
-  Problem alone = together;
-  together.run();
-  SymmetricProduct product = alone.product();
-  product.batch = 1;
-  for (int64_t m = 0; m < 3; ++m) {
-    product.a = alone.a.data() + m * alone.a.matrix;
-    product.b = alone.b.data() + m * alone.b.matrix;
-    product.c = alone.c.data() + m * alone.c.matrix;
-    product.d = alone.d.data() + m * alone.d.matrix;
-    ASSERT_EQ(symmetric_product(product, nullptr), cudaSuccess);
-  }
-  for (int64_t i = 0; i < 3 * alone.d.matrix; ++i) {
-    ASSERT_EQ(alone.d.data()[i], together.d.data()[i]);
+  for (const int64_t k : {70, 4100}) {
+    Problem together(DType::bfloat16, 3, 100, k, 1.0f, 0.5f);
+    together.draw(1, false);
+    Problem alone = together;
+    together.run();
+    SymmetricProduct product = alone.product();
+    product.batch = 1;
+    for (int64_t m = 0; m < 3; ++m) {
+      product.a = alone.a.data() + m * alone.a.matrix;
+      product.b = alone.b.data() + m * alone.b.matrix;
+      product.c = alone.c.data() + m * alone.c.matrix;
+      product.d = alone.d.data() + m * alone.d.matrix;
+      run_product(product);
+    }
+    if (HasFatalFailure()) return;
+    for (int64_t i = 0; i < 3 * alone.d.matrix; ++i) {
+      ASSERT_EQ(alone.d.data()[i], together.d.data()[i]) << k;
+    }
   }
 }
 
@@ -263,7 +286,7 @@ TEST_F(SymmetricProductCuda, RefusesWhatItCannotTake) {
     SymmetricProduct p = good;
     change(&p);
     EXPECT_FALSE(symmetric_product_supports(p));
-    EXPECT_EQ(symmetric_product(p, nullptr), cudaErrorInvalidValue);
+    EXPECT_EQ(symmetric_product(p, nullptr, nullptr), cudaErrorInvalidValue);
   };
   refused([](SymmetricProduct* p) { p->dtype = DType::float32; });
   refused([](SymmetricProduct* p) { p->a_row += 1; });
@@ -274,7 +297,12 @@ TEST_F(SymmetricProductCuda, RefusesWhatItCannotTake) {
   refused([](SymmetricProduct* p) { p->d = static_cast<uint16_t*>(p->d) + 1; });
   SymmetricProduct nothing = good;
   nothing.batch = 0;
-  EXPECT_EQ(symmetric_product(nothing, nullptr), cudaSuccess);
+  EXPECT_EQ(symmetric_product(nothing, nullptr, nullptr), cudaSuccess);
+  SymmetricProduct long_sums = good;
+  long_sums.k = long_sums.a_row = long_sums.b_row = 8192;
+  EXPECT_EQ(symmetric_product_workspace(good), 0u);
+  EXPECT_GT(symmetric_product_workspace(long_sums), 0u);
+  EXPECT_EQ(symmetric_product(long_sums, nullptr, nullptr), cudaErrorInvalidValue);
   EXPECT_TRUE(cuda_on_host::launches.empty());
 }
 

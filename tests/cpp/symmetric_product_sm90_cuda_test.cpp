@@ -102,9 +102,10 @@ struct Operands {
                                                          unit.index_in_matrix, rank);
           for (int thread = 0; thread < sm90::kMmaThreads; ++thread) {
             for (int v = 0; v < sm90::kPartialFloats / sm90::kMmaThreads; ++v) {
-              out[v * sm90::kMmaThreads + thread] =
-                  sum(unit.matrix, int64_t{row} * kBlock + sm90::accumulator_row(thread, v),
-                      columns + sm90::accumulator_column(thread, v), first, last);
+              const int i = sm90::accumulator_row(thread, v);
+              const int j = sm90::accumulator_column(thread, v);
+              out[i * kBlock + j] =
+                  sum(unit.matrix, int64_t{row} * kBlock + i, columns + j, first, last);
             }
           }
           continue;
@@ -136,8 +137,8 @@ std::vector<uint16_t> bits(const std::vector<__nv_bfloat16>& values) {
 
 template <typename T>
 void check(const sm90::Plan& plan, bool gram, float beta, const char* kernel) {
-  SCOPED_TRACE(testing::Message() << "width " << plan.width << ", parts " << plan.parts << ", gram "
-                                  << gram << ", beta " << beta);
+  SCOPED_TRACE(testing::Message() << "width " << plan.width << ", parts " << plan.cut.parts
+                                  << ", gram " << gram << ", beta " << beta);
   Operands<T> expected(gram, beta);
   for (int64_t matrix = 0; matrix < kBatch; ++matrix) {
     for (int64_t i = 0; i < kN; ++i) {
@@ -175,16 +176,16 @@ TYPED_TEST_SUITE(SymmetricProductSm90Cuda, Types);
 TYPED_TEST(SymmetricProductSm90Cuda, WholeSums) {
   for (const int width : {1, 2}) {
     for (const float beta : {0.0f, 3.0f}) {
-      check<TypeParam>({width, 1, 3}, true, beta, nullptr);
-      check<TypeParam>({width, 1, 3}, false, beta, "mirror_diagonal");
+      check<TypeParam>({width, {1, 3}}, true, beta, nullptr);
+      check<TypeParam>({width, {1, 3}}, false, beta, "mirror_diagonal");
     }
   }
 }
 
 TYPED_TEST(SymmetricProductSm90Cuda, SumsInParts) {
   for (const bool gram : {true, false}) {
-    check<TypeParam>({1, 2, 2}, gram, 0.0f, "add_parts");
-    check<TypeParam>({1, 3, 1}, gram, 3.0f, "add_parts");
+    check<TypeParam>({1, {2, 2}}, gram, 0.0f, "add_parts");
+    check<TypeParam>({1, {3, 1}}, gram, 3.0f, "add_parts");
   }
 }
 
@@ -192,7 +193,7 @@ TYPED_TEST(SymmetricProductSm90Cuda, SumsInParts) {
 TYPED_TEST(SymmetricProductSm90Cuda, SquaresNeedTheirMirror) {
   for (const int width : {1, 2}) {
     Operands<TypeParam> operands(false, 0.0f);
-    operands.multiply(sm90::schedule_for({width, 1, 3}, kN, kK, kBatch, false, nullptr));
+    operands.multiply(sm90::schedule_for({width, {1, 3}}, kN, kK, kBatch, false, nullptr));
     EXPECT_NE(operands.d[1].bits, operands.d[kRowN].bits);
   }
 }

@@ -13,7 +13,8 @@
 
 namespace {
 
-namespace sm90 = erlangen::kernels::cuda::sm90;
+namespace cuda = erlangen::kernels::cuda;
+namespace sm90 = cuda::sm90;
 using sm90::kBlock;
 
 // The time of a full product in the better of the same two tiles over that of the symmetric one,
@@ -21,13 +22,16 @@ using sm90::kBlock;
 // full; tends to 2. More matrices fill their waves better.
 double estimated_speedup(int64_t n, int64_t k, bool equal_operands) {
   const int64_t blocks = (n + kBlock - 1) / kBlock;
-  const double steps =
-      static_cast<double>((k + sm90::kStepK - 1) / sm90::kStepK) + sm90::kTileSteps;
-  const double narrow = sm90::waves(blocks * blocks, sm90::kSMs) * steps / sm90::kNarrowSpeed;
-  const double wide = sm90::waves(blocks * ((blocks + 1) / 2), sm90::kSMs) * steps * 2;
+  const cuda::Cut whole = {1, static_cast<int32_t>((k + sm90::kStepK - 1) / sm90::kStepK)};
+  const auto full = [&](const cuda::Costs& costs, int64_t tiles) {
+    return cuda::estimated_time(costs, (tiles + 1) / 2, whole);
+  };
   const sm90::Plan plan = sm90::plan_for(n, k, equal_operands);
-  return std::min(narrow, wide) /
-         sm90::estimated_steps(plan, pairs_of(sm90::triangle_of(n, plan.width, equal_operands)));
+  const int32_t pairs = sm90::pairs_of(sm90::triangle_of(n, plan.width, equal_operands));
+  return std::min(full(sm90::kNarrowCosts, blocks * blocks),
+                  full(sm90::kWideCosts, blocks * ((blocks + 1) / 2))) /
+         cuda::estimated_time(plan.width == 1 ? sm90::kNarrowCosts : sm90::kWideCosts, pairs,
+                              plan.cut);
 }
 
 // How often each block of 128 x 128 is written by a matrix's pairs, mirrors included.
@@ -171,23 +175,23 @@ TEST(SymmetricProductSm90, PlanCoversK) {
     for (const int64_t n : {1, 64, 129, 1000, 1024, 2048, 4096, 8192, 20000}) {
       for (const int64_t k : {1, 64, 65, 4096, 20000, 151936, 1000000}) {
         const sm90::Plan plan = sm90::plan_for(n, k, equal);
-        const int64_t steps = (k + sm90::kStepK - 1) / sm90::kStepK;
-        EXPECT_GE(plan.parts, 1);
-        EXPECT_GE(int64_t{plan.parts} * plan.part_steps, steps);
-        EXPECT_LT(int64_t{plan.parts - 1} * plan.part_steps, steps);
-        if (plan.parts > 1) {
+        const sm90::Schedule s = sm90::schedule_for(plan, n, k, 1, equal, nullptr);
+        EXPECT_GE(s.last_steps, 1);
+        EXPECT_LE(s.last_steps, s.part_steps);
+        EXPECT_EQ(int64_t{s.parts - 1} * s.part_steps + s.last_steps,
+                  (k + sm90::kStepK - 1) / sm90::kStepK);
+        if (plan.cut.parts > 1) {
           EXPECT_EQ(plan.width, 1);
-          EXPECT_GE(plan.part_steps, sm90::kLeastPartSteps);
-          const auto t = sm90::triangle_of(n, 1, equal);
-          EXPECT_LE(4 * sm90::partial_offset(plan.parts, sm90::pairs_of(t), 1, 0, 0, 0),
-                    sm90::kMostPartialBytes);
+          EXPECT_GE(plan.cut.part_steps, cuda::kLeastPartSteps);
+          EXPECT_LE(4 * sm90::partial_offset(plan.cut.parts, s.pairs, 1, 0, 0, 0),
+                    cuda::kMostPartialBytes);
         }
       }
     }
   }
   // A Gram matrix of 8 x 8 blocks alone would leave three quarters of the SMs idle.
-  EXPECT_GT(sm90::plan_for(1024, 151936, true).parts, 4);
-  EXPECT_EQ(sm90::plan_for(4096, 4096, true).parts, 1);
+  EXPECT_GT(sm90::plan_for(1024, 151936, true).cut.parts, 4);
+  EXPECT_EQ(sm90::plan_for(4096, 4096, true).cut.parts, 1);
   EXPECT_EQ(sm90::plan_for(4096, 4096, true).width, 1);  // 528 tiles: four full waves
   EXPECT_EQ(sm90::plan_for(8192, 8192, true).width, 2);
   EXPECT_GE(estimated_speedup(4096, 4096, true), 1.5);
@@ -206,7 +210,6 @@ TEST(SymmetricProductSm90, IsNeverSlowerThanAFullProductFromTwoBlocksOn) {
 
 #ifdef ERLANGEN_CUDA
 TEST(SymmetricProductSm90, Supports) {
-  namespace cuda = erlangen::kernels::cuda;
   const auto pointer = [](uintptr_t address) { return reinterpret_cast<void*>(address); };
   cuda::SymmetricProduct p = {};
   p.a = p.b = pointer(1 << 20);
