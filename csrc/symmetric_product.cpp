@@ -42,6 +42,10 @@ constexpr int64_t kSmallestCutOnCpu = 256;
 // Strips on CUDA: 10/16 of a full product in four launches.
 constexpr int64_t kStripsOnCuda = 4;
 
+// What our kernels may have for partial sums on CUDA: of thousands of tiles, so that slices of a
+// batch fill the device too. A matrix's sums are at most a quarter of it.
+constexpr int64_t kMostWorkspaceBytes = int64_t{256} << 20;
+
 bool is_half(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
 
 // out ← beta·c + alpha·a·b, in 2-D or 3-D; a and b may be narrower than out in 3-D on CUDA.
@@ -162,14 +166,30 @@ kernels::cuda::SymmetricProduct arguments(const at::Tensor& out, const at::Tenso
       .dtype = out.scalar_type() == at::kHalf ? kernels::DType::float16 : kernels::DType::bfloat16};
 }
 
+// The same for `count` matrices from `first` on.
+kernels::cuda::SymmetricProduct some_of(kernels::cuda::SymmetricProduct p, int64_t first,
+                                        int64_t count) {
+  const auto from = [&](auto* data, int64_t matrix) {
+    return reinterpret_cast<decltype(data)>(reinterpret_cast<uintptr_t>(data) +
+                                            sizeof(at::Half) * first * matrix);
+  };
+  p.a = from(p.a, p.a_batch), p.b = from(p.b, p.b_batch);
+  p.c = from(p.c, p.c_batch), p.d = from(p.d, p.d_batch);
+  p.batch = count;
+  return p;
+}
+
 // By one of our kernels: what it does, and how many bytes it needs for that.
 void by_kernel(const kernels::cuda::SymmetricProduct& product, const at::Tensor& out,
                decltype(kernels::cuda::symmetric_product)* kernel,
                decltype(kernels::cuda::symmetric_product_workspace)* workspace) {
-  const auto bytes = static_cast<int64_t>(workspace(product));
-  const at::Tensor memory = at::empty({bytes}, out.options().dtype(at::kByte));
-  C10_CUDA_CHECK(
-      kernel(product, memory.data_ptr(), c10::cuda::getCurrentCUDAStream(out.get_device())));
+  const auto bytes = static_cast<int64_t>(workspace(product)) / product.batch;
+  const int64_t slice = symmetric_slice(product.batch, bytes);
+  const at::Tensor memory = at::empty({slice * bytes}, out.options().dtype(at::kByte));
+  for (int64_t first = 0; first < product.batch; first += slice) {
+    C10_CUDA_CHECK(kernel(some_of(product, first, std::min(slice, product.batch - first)),
+                          memory.data_ptr(), c10::cuda::getCurrentCUDAStream(out.get_device())));
+  }
   ++products_by_kernel;
 }
 #endif
@@ -205,6 +225,10 @@ void symmetric_by_strips(const at::Tensor& out, const at::Tensor& c, const at::T
 }  // namespace
 
 int64_t symmetric_kernel_count() { return products_by_kernel; }
+
+int64_t symmetric_slice(int64_t batch, int64_t bytes) {
+  return bytes == 0 ? batch : std::clamp<int64_t>(kMostWorkspaceBytes / bytes, 1, batch);
+}
 
 SymmetricRoute symmetric_route(int capability, const SymmetricOperands& operands) {
   using enum SymmetricRoute;

@@ -14,9 +14,10 @@
 
 namespace erlangen::kernels::cuda {
 
-// Whether the rows of both factors are the same memory: A = B, a Gram matrix or a square.
+// Whether the rows of both factors are the same memory: A = B, a Gram matrix or a square. Not by
+// the size of the batch: slices of it are cut up as the whole.
 inline bool symmetric_product_is_gram(const SymmetricProduct& p) {
-  return p.a == p.b && p.a_row == p.b_row && (p.batch == 1 || p.a_batch == p.b_batch);
+  return p.a == p.b && p.a_row == p.b_row && p.a_batch == p.b_batch;
 }
 
 // Whether the kernel takes these operands. n and k are free, from 1. TMA wants base addresses and

@@ -153,6 +153,22 @@ TEST(SymmetricRoute, HalfPrecisionOnCuda) {
   }
 }
 
+TEST(SymmetricRoute, SlicesBoundTheWorkspace) {
+  EXPECT_EQ(symmetric_slice(1000, 0), 1000);
+  EXPECT_EQ(symmetric_slice(3, 1 << 20), 3);
+  EXPECT_EQ(symmetric_slice(256, 1 << 20), 256);
+  EXPECT_EQ(symmetric_slice(257, 1 << 20), 256);
+  EXPECT_EQ(symmetric_slice(5, int64_t{1} << 40), 1);
+  // 160 of 1024 x 8192 in two parts on Hopper would take 720 MiB.
+  const sm90::Plan plan = sm90::plan_for(1024, 8192, true);
+  const int32_t pairs = sm90::pairs_of(sm90::triangle_of(1024, plan.width, true));
+  const int64_t bytes = kernels::cuda::partial_bytes(sm90::kNarrowCosts, pairs, plan.cut);
+  EXPECT_GT(160 * bytes, 700 << 20);
+  const int64_t slice = symmetric_slice(160, bytes);
+  EXPECT_LE(slice * bytes, 256 << 20);
+  EXPECT_GT((slice + 1) * bytes, 256 << 20);
+}
+
 TEST(SymmetricRoute, SinglePrecisionAndCpu) {
   for (const int capability : kArchitectures) {
     EXPECT_EQ(route(capability, at::kFloat, 768), plain);
