@@ -222,6 +222,18 @@ void symmetric_by_strips(const at::Tensor& out, const at::Tensor& c, const at::T
   }
 }
 
+// Whether strips on CUDA are worth their launches, by counting waves of cuBLAS's tiles for one
+// matrix: of 128×64 in float32, 128×128 in half precision, on 108 and 132 SMs. Their speedup is
+//
+//   n                     1024      1536      2048     2304      2560      3072      4096
+//   k = n     float32     .5 .25    .75 .75   1 1      1 .8      1.3 1.2   1.4 1.1   1.4 1.6
+//             half        .25 .25   .5 .5     .75 .5   .75 .75   1 1       1.2 1     1.25 1.3
+//   k = 8n    float32     1.4 1.4   1.6 1.5
+//             half        1.1 1.0   1.5 1.4
+//
+// where sums over 8n are cut into up to 8 parts, as cuBLAS does, and those over n are not.
+bool strips_pay(int64_t n, int64_t k) { return n >= (k >= 8 * n ? 1024 : 2560); }
+
 }  // namespace
 
 int64_t symmetric_kernel_count() { return products_by_kernel; }
@@ -232,7 +244,7 @@ int64_t symmetric_slice(int64_t batch, int64_t bytes) {
 
 SymmetricRoute symmetric_route(int capability, const SymmetricOperands& operands) {
   using enum SymmetricRoute;
-  const auto& [dtype, n, takes_mma_sync, takes_wgmma] = operands;
+  const auto& [dtype, n, k, takes_mma_sync, takes_wgmma] = operands;
   if (capability == 0) {
     // Measured with one thread against the whole product, k = n: float32 1.2 at 256 (bfloat16 0.9),
     // 1.5 at 512 (1.2), 1.7 at 1024 (1.5). ATen's float16 products are too slow to matter.
@@ -240,15 +252,15 @@ SymmetricRoute symmetric_route(int capability, const SymmetricOperands& operands
     return n >= (dtype == at::kBFloat16 ? 2 * kSmallestCutOnCpu : kSmallestCutOnCpu) ? strips
                                                                                      : plain;
   }
-  // Float32 and float64 have no tensor-core kernel of ours; cuBLAS fills the device from about
-  // here.
-  if (!is_half(dtype) || !takes_mma_sync || capability < 80) return n >= 1024 ? strips : plain;
+  // Float32 and float64 have no tensor-core kernel of ours.
+  const SymmetricRoute cublas = strips_pay(n, k) ? strips : plain;
+  if (!is_half(dtype) || !takes_mma_sync || capability < 80) return cublas;
   // Hopper: mma.sync reaches about 60 % of its tensor cores, wgmma all. A tile of it is 128 rows;
   // from two of them on it is never slower than a full product in the same tiles.
   if (capability / 10 == 9) return takes_wgmma && n >= 256 ? wgmma : mma_sync;
   // Data-centre Blackwell: only tcgen05 products, cuBLAS's, are fast; a small one waits for its
   // launches anyway, and the kernel is one where ATen and the mirror are two.
-  if (capability / 10 == 10) return n >= 1024 ? strips : mma_sync;
+  if (capability / 10 == 10) return n >= 1024 ? cublas : mma_sync;
   // Ampere, Ada, consumer Blackwell: mma.sync is what cuBLAS runs too.
   return mma_sync;
 }
@@ -267,14 +279,14 @@ void symmetric_product_out(const at::Tensor& out, const at::Tensor& c, const at:
                                  alpha);
   }
   if (out.is_cpu()) {
-    const auto route = symmetric_route(0, {out.scalar_type(), out.size(1)});
+    const auto route = symmetric_route(0, {out.scalar_type(), out.size(1), a.size(2)});
     return symmetric_on_cpu(out, c, a, b, beta, alpha, route);
   }
   SymmetricRoute route = SymmetricRoute::plain;
 #ifdef ERLANGEN_CUDA
   if (out.is_cuda()) {
     const auto product = arguments(out, c, a, b, beta, alpha);
-    SymmetricOperands operands = {out.scalar_type(), out.size(1)};
+    SymmetricOperands operands = {out.scalar_type(), out.size(1), a.size(2)};
     operands.mma_sync = !widens && kernels::cuda::symmetric_product_supports(product);
 #ifdef ERLANGEN_SM90
     operands.wgmma = !widens && kernels::cuda::symmetric_product_sm90_supports(product);

@@ -17,11 +17,11 @@ enum class SymmetricRoute {
   wgmma,     // Hopper's own tensor-core instructions
 };
 
-// What a route is chosen by, for n×n results. Not by the size of the batch, so that a matrix's
-// result does not depend on what else is in it.
+// What a route is chosen by, for n×n results of n×k factors. Not by the size of the batch: what
+// else is in it can change a matrix's result only through cuBLAS's own choices.
 struct SymmetricOperands {
   at::ScalarType dtype;  // of the result
-  int64_t n;
+  int64_t n, k;
   bool mma_sync = false;  // whether that kernel takes them: all rows at multiples of 16 bytes
   bool wgmma = false;     // whether that kernel is in this build and takes them
 };

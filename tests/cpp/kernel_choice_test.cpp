@@ -17,8 +17,12 @@ namespace sm90 = kernels::cuda::sm90;
 
 constexpr int kArchitectures[] = {80, 90, 100, 120};
 
-SymmetricRoute route(int capability, at::ScalarType dtype, int64_t n, bool aligned = true) {
-  return symmetric_route(capability, {dtype, n, aligned, aligned});
+SymmetricRoute route(int capability, at::ScalarType dtype, int64_t n, int64_t k,
+                     bool aligned = true) {
+  return symmetric_route(capability, {dtype, n, k, aligned, aligned});
+}
+SymmetricRoute route(int capability, at::ScalarType dtype, int64_t n) {
+  return route(capability, dtype, n, n);
 }
 
 // A product's route, with how our kernels cut it up; rows aligned and all kernels there.
@@ -26,7 +30,7 @@ std::string choice(int capability, at::ScalarType dtype, int64_t n, int64_t k, b
   const auto cut_into = [](const kernels::cuda::Cut& cut) {
     return cut.parts > 1 ? " x " + std::to_string(cut.parts) : "";
   };
-  switch (route(capability, dtype, n)) {
+  switch (route(capability, dtype, n, k)) {
     case plain: return "plain";
     case strips: return "strips";
     case mma_sync: return "mma_sync" + cut_into(kernels::cuda::mma_plan(n, k).cut);
@@ -65,12 +69,13 @@ TEST(KernelChoice, SymmetricProducts) {
       {256, 256, {"mma_sync", "narrow", "mma_sync", "mma_sync"}},
       {512, 512, {"mma_sync", "narrow", "mma_sync", "mma_sync"}},
       {768, 768, {"mma_sync", "narrow", "mma_sync", "mma_sync"}},
-      // From here on tcgen05, that is cuBLAS, fills data-centre Blackwell.
-      {1024, 1024, {"mma_sync", "narrow", "strips", "mma_sync"}},
+      // From here on tcgen05, that is cuBLAS, fills data-centre Blackwell; in strips from 2560 on,
+      // below which one full product takes fewer waves.
+      {1024, 1024, {"mma_sync", "narrow", "plain", "mma_sync"}},
       // 39 pairs, one wave, where a full product takes two.
-      {1536, 1536, {"mma_sync", "narrow", "strips", "mma_sync"}},
+      {1536, 1536, {"mma_sync", "narrow", "plain", "mma_sync"}},
       // 68 narrow pairs are just over a wave, 36 wide ones are in it.
-      {2048, 2048, {"mma_sync", "wide", "strips", "mma_sync"}},
+      {2048, 2048, {"mma_sync", "wide", "plain", "mma_sync"}},
       // 150 narrow pairs in three waves; 78 wide ones in two of twice the length.
       {3072, 3072, {"mma_sync", "narrow", "strips", "mma_sync"}},
       // 264 narrow pairs: four full waves; 136 wide ones are just over two.
@@ -123,9 +128,10 @@ TEST(KernelChoice, PolarIterations) {
     }
   }
   // right_spectral of 151936×1024: so long that float32 saves the restarts' passes over X, and of
-  // float32 there are cuBLAS's products only.
+  // float32 there are cuBLAS's products only. Strips of XXᵀ fill the device in parts of k; of R²
+  // they would be four launches of a few tiles for one of 128.
   for (const int capability : kArchitectures) {
-    EXPECT_EQ(choice(capability, Side::right, 1024, 151936), "gram Float: strips, strips, strips");
+    EXPECT_EQ(choice(capability, Side::right, 1024, 151936), "gram Float: strips, plain, plain");
   }
 }
 
@@ -136,17 +142,18 @@ TEST(SymmetricRoute, HalfPrecisionOnCuda) {
         EXPECT_EQ(route(capability, dtype, n), mma_sync) << capability << " " << n;
       }
       // Without CUTLASS there is no wgmma kernel; mma.sync runs on Hopper too.
-      EXPECT_EQ(symmetric_route(90, {dtype, n, true, false}), mma_sync) << n;
+      EXPECT_EQ(symmetric_route(90, {dtype, n, n, true, false}), mma_sync) << n;
     }
     // One block, or less than two: half of a cluster would idle.
     for (const int64_t n : {64, 128, 255}) EXPECT_EQ(route(90, dtype, n), mma_sync) << n;
     for (const int64_t n : {256, 768, 4096}) EXPECT_EQ(route(90, dtype, n), wgmma) << n;
     for (const int64_t n : {64, 128, 1023}) EXPECT_EQ(route(100, dtype, n), mma_sync) << n;
-    for (const int64_t n : {1024, 4096}) EXPECT_EQ(route(100, dtype, n), strips) << n;
+    for (const int64_t n : {1024, 2048}) EXPECT_EQ(route(100, dtype, n), plain) << n;
+    for (const int64_t n : {2560, 4096}) EXPECT_EQ(route(100, dtype, n), strips) << n;
     // Rows at odd addresses, and devices before cp.async.
     for (const int capability : kArchitectures) {
-      EXPECT_EQ(route(capability, dtype, 768, false), plain);
-      EXPECT_EQ(route(capability, dtype, 4096, false), strips);
+      EXPECT_EQ(route(capability, dtype, 768, 768, false), plain);
+      EXPECT_EQ(route(capability, dtype, 4096, 4096, false), strips);
     }
     EXPECT_EQ(route(75, dtype, 768), plain);
     EXPECT_EQ(route(75, dtype, 4096), strips);
@@ -171,8 +178,12 @@ TEST(SymmetricRoute, SlicesBoundTheWorkspace) {
 
 TEST(SymmetricRoute, SinglePrecisionAndCpu) {
   for (const int capability : kArchitectures) {
-    EXPECT_EQ(route(capability, at::kFloat, 768), plain);
-    EXPECT_EQ(route(capability, at::kFloat, 4096), strips);
+    for (const int64_t n : {768, 1024, 2559}) EXPECT_EQ(route(capability, at::kFloat, n), plain);
+    for (const int64_t n : {2560, 4096}) EXPECT_EQ(route(capability, at::kFloat, n), strips);
+    // In parts of k the strips of a long product fill the device.
+    EXPECT_EQ(route(capability, at::kFloat, 1024, 8191), plain);
+    EXPECT_EQ(route(capability, at::kFloat, 1024, 8192), strips);
+    EXPECT_EQ(route(capability, at::kFloat, 1023, 1 << 20), plain);
   }
   EXPECT_EQ(route(0, at::kFloat, 128), plain);
   EXPECT_EQ(route(0, at::kFloat, 1024), strips);
