@@ -19,7 +19,9 @@ at::ScalarType gram_dtype(at::ScalarType dtype, at::Device device, int64_t k, in
 
 // Overwrites each matrix of x [B, k, l], of Frobenius norm at most 1, with what the polynomials
 // make of its singular values; `gram` takes the Gram form. Products and scratch memory have x's
-// type, but for gram_dtype. A matrix's result does not depend on the others.
+// type, but for gram_dtype. A matrix's result does not depend on the others where all products are
+// our own: on the CPU, and on CUDA in one launch (polar_in_one_launch). Else it does so within the
+// rounding of products, because cuBLAS may take another kernel for another batch.
 void polar_iteration(const at::Tensor& x, const PolynomialSteps& steps, bool gram);
 
 // Whether a kernel of its own takes matrices of this size through all steps in one launch, one
