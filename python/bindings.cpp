@@ -289,16 +289,22 @@ std::string explain(const py::list& param_groups) {
   return erlangen::explain(groups);
 }
 
-at::Tensor symmetric_product(const at::Tensor& x) {
+at::Tensor symmetric_product(const at::Tensor& x, const std::optional<at::Tensor>& y,
+                             const std::optional<at::Tensor>& c, double beta) {
   TORCH_CHECK_VALUE(x.dim() == 2 && at::isFloatingType(x.scalar_type()), "x has the shape ",
                     x.sizes(), " and dtype ", x.scalar_type(),
                     "; allowed: two dimensions, floating point");
   const at::NoGradGuard no_grad;
   const c10::DeviceGuard guard(x.device());
-  const at::Tensor batch = x.contiguous().unsqueeze(0);
+  // Rows may lie apart, as they do in the iteration.
+  const auto batch = [](const at::Tensor& t) {
+    return (t.stride(1) == 1 ? t : t.contiguous()).unsqueeze(0);
+  };
   const int64_t n = x.size(0);
   const at::Tensor out = erlangen::empty_matrices({1, n, n}, x.options());
-  erlangen::symmetric_product_out(out, {}, batch, batch, /*beta=*/0.0, /*alpha=*/1.0);
+  const at::Tensor left = batch(x), right = y ? batch(*y) : left;
+  erlangen::symmetric_product_out(out, c ? batch(*c) : at::Tensor(), left, right, beta,
+                                  /*alpha=*/1.0);
   return out[0];
 }
 
@@ -342,8 +348,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   def(m, "symmetric_kernel_count", &erlangen::symmetric_kernel_count,
       "Symmetric products that a kernel of our own has taken, for tests.");
   def(m, "symmetric_product", &symmetric_product,
-      "x @ x.T of x [n, k], as the polar iteration computes it; for benchmarks and tests.",
-      py::arg("x"));
+      "beta * c + x @ y.T of x, y [n, k], symmetric (y=None: x), as the polar iteration computes "
+      "it; for benchmarks and tests.",
+      py::arg("x"), py::arg("y") = py::none(), py::arg("c") = py::none(), py::arg("beta") = 0.0);
   def(m, "use_kernels", &erlangen::use_kernels,
       "Fused kernels where there are any, or the reference operations; for tests.", py::arg("use"));
 }
