@@ -116,6 +116,7 @@ BATCHES = [
     ((2, 129, 300), False),
     ((2, 200, 160), False),
     ((2, 264, 300), False),  # from 256 on Hopper has a kernel of its own
+    ((2, 264, 520), False),  # and in the Gram form two operands that are not the same
 ]
 
 
@@ -379,7 +380,9 @@ def test_small_integers_are_exact(ns_dtype, method, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("n, k", [(1, 1), (7, 5), (130, 40), (64, 264), (264, 520), (1032, 264)])
+@pytest.mark.parametrize(
+    "n, k", [(1, 1), (7, 5), (130, 40), (64, 264), (264, 520), (1032, 264), (264, 8200)]
+)
 def test_symmetric_products_of_small_integers_are_rounded_once(n, k, dtype, device):
     x = torch.randint(-1, 2, (n, k)).to(device, dtype)
     count = _C.symmetric_kernel_count()
