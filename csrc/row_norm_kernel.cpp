@@ -116,7 +116,9 @@ void run_on_cpu(const std::vector<Job>& jobs) {
       const auto first_row = [&](int64_t element) {
         return std::clamp<int64_t>((element + cols - 1) / cols, 0, rows);
       };
-      kernels::cpu::row_norm_step(job.tensor, job.options, first_row(begin), first_row(end));
+      const int64_t first = first_row(begin), last = first_row(end);
+      // Each call makes scratch memory of its own.
+      if (first < last) kernels::cpu::row_norm_step(job.tensor, job.options, first, last);
       begin -= rows * cols;
       end -= rows * cols;
     }

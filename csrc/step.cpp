@@ -138,8 +138,17 @@ void create_state(const Plan& plan, const std::vector<StepGroup>& groups) {
 }
 
 // A graph holds addresses and repeats every operation: state that came into being inside of it
-// would begin anew at each replay.
-void check_capture(const Plan& plan, const std::vector<StepGroup>& groups) {
+// would begin anew at each replay, and what was read on the host would stay what it was.
+void check_capture(const Plan& plan, const std::vector<StepGroup>& groups,
+                   const StepInputs& inputs) {
+  const auto check_place = [](const at::Tensor& scalar, const char* name) {
+    TORCH_CHECK_VALUE(!scalar.defined() || !scalar.is_cpu(),
+                      "step: the step is being captured in a CUDA graph and ", name,
+                      " is a tensor on the CPU, whose value every replay would repeat; allowed: a "
+                      "tensor on the device");
+  };
+  check_place(inputs.grad_scale, "grad_scale");
+  check_place(inputs.found_inf, "found_inf");
   each_param(plan, [&](const ParamIndex& index) {
     const EquivariantOptions& options = options_of(groups, index);
     const EquivariantParamState& state = state_of(groups, index);
@@ -169,7 +178,7 @@ void step(Plan& plan, std::vector<StepGroup>& groups, StepInputs inputs) {
   plan.update(groups);
   const auto& devices = plan.devices();
   if (inputs.capturing || std::any_of(devices.begin(), devices.end(), is_capturing)) {
-    check_capture(plan, groups);
+    check_capture(plan, groups, inputs);
   }
   if (inputs.found_inf.defined() && inputs.found_inf.is_cpu()) {  // read without waiting
     if (inputs.found_inf.item().toDouble() != 0.0) return;

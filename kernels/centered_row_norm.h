@@ -14,14 +14,17 @@
 // Three passes, for the means are of whole columns:
 //
 //   1. sums    reads g and m, writes m; columns are summed over chunks of 64 rows
-//   2. units   reads m; scale and length of each row, columns of u are summed over the same chunks
+//   2. units   reads m; scale and length of each row, columns of u are summed over the same chunks,
+//              on CUDA over chunks of 16 rows
 //   3. update  reads m, reads and writes p
 //
-// and after the first two the chunks' sums become the mean. That is 28 bytes an element in float32.
+// and after the first two the chunks' sums become the mean. That is 28 bytes an element in float32,
+// and for the sums 0.5, on CUDA 0.75.
 // Where momentum is stored in fewer bits than are computed with, it is written in the third pass,
 // and each pass computes x from the old one; Nesterov's x needs the gradient in each pass as well.
 //
-// Sums over columns are in double. Chunks depend on the rows alone and sums on the chunks alone,
+// Sums over columns are in double; those of u over 16 rows are rounded when they are stored, as u
+// itself is. Chunks depend on the rows alone and sums on the chunks alone,
 // not on threads or multiprocessors. Sums of floats are nearly exact, so that rows which are equal
 // have a mean which is equal too, and no update.
 //
@@ -39,9 +42,12 @@ namespace erlangen::kernels {
 namespace centered {
 
 constexpr int64_t kChunkRows = 64;
+// Of the second pass on CUDA, where a block takes whole rows: few, so that a matrix of 4096 rows
+// has work for 256 blocks.
+constexpr int64_t kUnitRows = 16;
 
-ERLANGEN_INLINE int64_t chunks_of(int64_t matrix_rows) {
-  return (matrix_rows + kChunkRows - 1) / kChunkRows;
+ERLANGEN_INLINE int64_t chunks_of(int64_t matrix_rows, int64_t chunk_rows = kChunkRows) {
+  return (matrix_rows + chunk_rows - 1) / chunk_rows;
 }
 ERLANGEN_INLINE int64_t matrices_of(const RowNormTensor& tensor) {
   return tensor.rows == 0 ? 0 : tensor.rows / tensor.inner;
@@ -63,7 +69,8 @@ ERLANGEN_INLINE Compute unit(Compute d, const RowScale<Compute>& row) {
 // A matrix's part of the scratch memory.
 template <typename Compute>
 struct Scratch {
-  double* sums;  // [chunk][column]
+  double* sums;        // [chunk][column]
+  Compute* unit_sums;  // the same of the chunks of kUnitRows, in the same memory
   Compute* mean;
   Compute* unit_mean;
   RowScale<Compute>* rows;
@@ -72,9 +79,14 @@ struct Scratch {
 // Columns of a row in the scratch memory: whole 128 bytes, whatever the type.
 ERLANGEN_INLINE int64_t padded(int64_t cols) { return (cols + 31) / 32 * 32; }
 
+ERLANGEN_INLINE int64_t sums_bytes(int64_t matrix_rows, int64_t cols, int64_t compute_bytes) {
+  const int64_t sums = chunks_of(matrix_rows) * static_cast<int64_t>(sizeof(double));
+  const int64_t unit_sums = chunks_of(matrix_rows, kUnitRows) * compute_bytes;
+  return (sums > unit_sums ? sums : unit_sums) * padded(cols);
+}
 ERLANGEN_INLINE int64_t matrix_bytes(int64_t matrix_rows, int64_t cols, int64_t compute_bytes) {
-  const int64_t sums = chunks_of(matrix_rows) * padded(cols) * static_cast<int64_t>(sizeof(double));
-  return sums + (2 * padded(cols) + padded(3 * matrix_rows)) * compute_bytes;
+  return sums_bytes(matrix_rows, cols, compute_bytes) +
+         (2 * padded(cols) + padded(3 * matrix_rows)) * compute_bytes;
 }
 
 template <typename Compute>
@@ -84,7 +96,9 @@ ERLANGEN_INLINE Scratch<Compute> scratch_of(void* tensor_scratch, const RowNormT
                matrix * matrix_bytes(tensor.inner, options.cols, sizeof(Compute));
   Scratch<Compute> s;
   s.sums = reinterpret_cast<double*>(base);
-  s.mean = reinterpret_cast<Compute*>(s.sums + chunks_of(tensor.inner) * padded(options.cols));
+  s.unit_sums = reinterpret_cast<Compute*>(base);
+  s.mean =
+      reinterpret_cast<Compute*>(base + sums_bytes(tensor.inner, options.cols, sizeof(Compute)));
   s.unit_mean = s.mean + padded(options.cols);
   s.rows = reinterpret_cast<RowScale<Compute>*>(s.unit_mean + padded(options.cols));
   return s;

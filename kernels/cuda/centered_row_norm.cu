@@ -2,9 +2,9 @@
 // division of work in centered_row_norm_tiles.h.
 //
 // In the first and the last pass a block takes a tile of columns through a chunk of rows, a thread
-// a pack of columns. In the second a block takes whole rows of a chunk, a few at a time: first
-// their lengths, then, while these rows are still in the nearest cache, each thread adds its own
-// columns.
+// a pack of columns. In the second a block takes the whole rows of a shorter chunk, a few at a
+// time: first their lengths, then, while these rows are still in the nearest cache, each thread
+// adds its own columns.
 
 #include <algorithm>
 
@@ -33,8 +33,9 @@ __global__ void __launch_bounds__(kTileThreads, 4)
   if (row_norm::overflowed(options)) return;
   const auto s = row_norm::scalars<Compute>(options);
   const int64_t tiles = (options.cols + kTileThreads * kWidth - 1) / (kTileThreads * kWidth);
-  for (int64_t item = blockIdx.x; item < chunks_in(table) * tiles; item += gridDim.x) {
-    const ChunkOfTable chunk = chunk_of(table, item / tiles);
+  const int64_t items = chunks_in<centered::kChunkRows>(table) * tiles;
+  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
+    const ChunkOfTable chunk = chunk_of<centered::kChunkRows>(table, item / tiles);
     const int64_t c = (item % tiles * kTileThreads + threadIdx.x) * kWidth;
     if (c >= options.cols) continue;
     const RowNormTensor& tensor = table.tensors[chunk.tensor];
@@ -82,8 +83,9 @@ __global__ void __launch_bounds__(kTileThreads, 4)
   if (row_norm::overflowed(options)) return;
   const Own directions(options);
   const int64_t tiles = (options.cols + kTileThreads * kWidth - 1) / (kTileThreads * kWidth);
-  for (int64_t item = blockIdx.x; item < chunks_in(table) * tiles; item += gridDim.x) {
-    const ChunkOfTable chunk = chunk_of(table, item / tiles);
+  const int64_t items = chunks_in<centered::kChunkRows>(table) * tiles;
+  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
+    const ChunkOfTable chunk = chunk_of<centered::kChunkRows>(table, item / tiles);
     const int64_t c = (item % tiles * kTileThreads + threadIdx.x) * kWidth;
     if (c >= options.cols) continue;
     const RowNormTensor& tensor = table.tensors[chunk.tensor];
@@ -129,8 +131,8 @@ __global__ void __launch_bounds__(kTileThreads, 4)
 constexpr int kUnitThreads = 256;
 // Up to here a warp takes a row, so that eight are on their way at once and stay in cache together.
 constexpr int64_t kWarpColumns = 2048;
-// Beyond, the block takes them one after the other. So many are then added to the sums at once, of
-// which 16 bytes an element go to memory and back.
+// Beyond, the block takes them one after the other. So many are then added to the sums at once,
+// which go to memory and back each time.
 constexpr int kWideRows = 4;
 
 template <typename Param, typename Momentum, int kRowThreads, int kWidth>
@@ -153,12 +155,13 @@ __global__ void __launch_bounds__(kUnitThreads, 2)
   const int64_t cols = options.cols;
   const int own_team = threadIdx.x / kRowThreads;
 
-  for (int64_t index = blockIdx.x; index < chunks_in(table); index += gridDim.x) {
-    const ChunkOfTable chunk = chunk_of(table, index);
+  const int64_t chunks = chunks_in<centered::kUnitRows>(table);
+  for (int64_t index = blockIdx.x; index < chunks; index += gridDim.x) {
+    const ChunkOfTable chunk = chunk_of<centered::kUnitRows>(table, index);
     const RowNormTensor& tensor = table.tensors[chunk.tensor];
     const auto scratch =
         centered::scratch_of<Compute>(table.scratch[chunk.tensor], tensor, options, chunk.matrix);
-    double* sums = scratch.sums + chunk.chunk * centered::padded(cols);
+    Compute* sums = scratch.unit_sums + chunk.chunk * centered::padded(cols);
     const auto difference = [&](int64_t c, const Pack<Param, kWidth>& g, Pack<Momentum, kWidth> m,
                                 Compute(&d)[kWidth]) {
       directions.again(g, &m, d);
@@ -236,8 +239,11 @@ __global__ void __launch_bounds__(kUnitThreads, 2)
       for (int64_t pack = 0;; ++pack) {
         const int64_t c = pack_column(pack, threadIdx.x, kUnitThreads, kWidth);
         if (c >= cols) break;
-        Pack<double, kWidth> total = {};
-        if (first != chunk.begin) total = load_pack<double, kWidth>(sums + c);
+        Pack<Compute, kWidth> stored = {};
+        if (first != chunk.begin) stored = load_pack<Compute, kWidth>(sums + c);
+        double total[kWidth];
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) total[i] = static_cast<double>(stored.values[i]);
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
           if (first + r >= chunk.end) continue;
@@ -248,10 +254,12 @@ __global__ void __launch_bounds__(kUnitThreads, 2)
           difference(c, g, load_pack<Momentum, kWidth>(row.momentum + c), d);
 #pragma unroll
           for (int i = 0; i < kWidth; ++i) {
-            total.values[i] += static_cast<double>(centered::unit(d[i], scales[r]));
+            total[i] += static_cast<double>(centered::unit(d[i], scales[r]));
           }
         }
-        store_pack(total, sums + c);
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) stored.values[i] = static_cast<Compute>(total[i]);
+        store_pack(stored, sums + c);
       }
       __syncthreads();  // before the scales of the next rows
     }
@@ -263,27 +271,30 @@ __global__ void __launch_bounds__(kUnitThreads, 2)
 constexpr int kMeanColumns = 32;
 constexpr int kMeanLanes = 32;
 
-template <typename Compute>
+template <typename Compute, bool kOfUnits>
 __global__ void __launch_bounds__(kMeanColumns* kMeanLanes)
     centered_mean(const __grid_constant__ CenteredTable table,
-                  const __grid_constant__ RowNormOptions options, bool of_units) {
+                  const __grid_constant__ RowNormOptions options) {
   __shared__ double lanes[kMeanLanes][kMeanColumns];
   if (row_norm::overflowed(options)) return;
   const int64_t tiles = (options.cols + kMeanColumns - 1) / kMeanColumns;
   const int column = threadIdx.x % kMeanColumns;
   const int lane = threadIdx.x / kMeanColumns;
-  for (int64_t item = blockIdx.x; item < matrices_in(table) * tiles; item += gridDim.x) {
-    const MatrixOfTable place = matrix_of(table, item / tiles);
+  const int64_t items = chunks_in<kAllRows>(table) * tiles;
+  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
+    const ChunkOfTable place = chunk_of<kAllRows>(table, item / tiles);
     const RowNormTensor& tensor = table.tensors[place.tensor];
     const auto scratch =
         centered::scratch_of<Compute>(table.scratch[place.tensor], tensor, options, place.matrix);
     const int64_t c = item % tiles * kMeanColumns + column;
-    const int64_t chunks = centered::chunks_of(tensor.inner);
+    const int64_t chunks =
+        centered::chunks_of(tensor.inner, kOfUnits ? centered::kUnitRows : centered::kChunkRows);
     double total = 0;
     if (c < options.cols) {
 #pragma unroll 4
       for (int64_t chunk = lane; chunk < chunks; chunk += kMeanLanes) {
-        total += scratch.sums[chunk * centered::padded(options.cols) + c];
+        const int64_t at = chunk * centered::padded(options.cols) + c;
+        total += kOfUnits ? static_cast<double>(scratch.unit_sums[at]) : scratch.sums[at];
       }
     }
     lanes[lane][column] = total;
@@ -293,7 +304,7 @@ __global__ void __launch_bounds__(kMeanColumns* kMeanLanes)
       __syncthreads();
     }
     if (lane == 0 && c < options.cols) {
-      Compute* mean = of_units ? scratch.unit_mean : scratch.mean;
+      Compute* mean = kOfUnits ? scratch.unit_mean : scratch.mean;
       mean[c] = static_cast<Compute>(lanes[0][column] / static_cast<double>(tensor.inner));
     }
     __syncthreads();  // before the next item's lanes
@@ -311,27 +322,28 @@ template <typename Param, typename Momentum, int kWidth>
 cudaError_t launch_passes(const CenteredTable& table, const RowNormOptions& options,
                           cudaStream_t stream) {
   using Compute = typename ComputeType<Param>::type;
-  const int64_t chunks = chunks_in(table);
   const int64_t tiles = (options.cols + kTileThreads * kWidth - 1) / (kTileThreads * kWidth);
+  const unsigned tile_grid = grid_for(chunks_in<centered::kChunkRows>(table) * tiles);
   const int64_t mean_tiles = (options.cols + kMeanColumns - 1) / kMeanColumns;
-  const auto mean = [&](bool of_units) {
-    return launch(grid_for(matrices_in(table) * mean_tiles), kMeanColumns * kMeanLanes, 0, stream,
-                  centered_mean<Compute>, table, options, of_units);
+  const auto mean = [&](const auto kernel) {
+    return launch(grid_for(chunks_in<kAllRows>(table) * mean_tiles), kMeanColumns * kMeanLanes, 0,
+                  stream, kernel, table, options);
   };
-  cudaError_t error = launch(grid_for(chunks * tiles), kTileThreads, 0, stream,
+  cudaError_t error = launch(tile_grid, kTileThreads, 0, stream,
                              centered_sums<Param, Momentum, kWidth>, table, options);
   if (error != cudaSuccess) return error;
-  error = mean(false);
+  error = mean(centered_mean<Compute, false>);
   if (error != cudaSuccess) return error;
   const auto units = options.cols <= kWarpColumns
                          ? centered_units<Param, Momentum, kWarp, kWidth>
                          : centered_units<Param, Momentum, kUnitThreads, kWidth>;
-  error = launch(grid_for(chunks), kUnitThreads, 0, stream, units, table, options);
+  error = launch(grid_for(chunks_in<centered::kUnitRows>(table)), kUnitThreads, 0, stream, units,
+                 table, options);
   if (error != cudaSuccess) return error;
-  error = mean(true);
+  error = mean(centered_mean<Compute, true>);
   if (error != cudaSuccess) return error;
-  return launch(grid_for(chunks * tiles), kTileThreads, 0, stream,
-                centered_update<Param, Momentum, kWidth>, table, options);
+  return launch(tile_grid, kTileThreads, 0, stream, centered_update<Param, Momentum, kWidth>, table,
+                options);
 }
 
 template <typename Param, typename Momentum>

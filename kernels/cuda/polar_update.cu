@@ -21,16 +21,23 @@ namespace {
 template <typename Compute>
 using Team = RowTeam<Compute, kPolarThreads>;
 
-__device__ __forceinline__ int32_t matrix_key(const Team<double>& team, const int32_t* keys,
-                                              int64_t tiles) {
+template <typename Compute>
+__device__ __forceinline__ Compute matrix_scale(const Team<double>& team,
+                                                const PolarScratch& scratch, int64_t matrix,
+                                                int64_t tiles) {
+  const int32_t* keys = scratch.keys + matrix * tiles;
   int32_t key = 0;
   for (int64_t i = threadIdx.x; i < tiles; i += kPolarThreads) key = ::max(key, keys[i]);
   bool unused = false;
-  return team.max(key, &unused);
+  Compute scale;
+  polar_update::prescale(team.max(key, &unused), &scale);
+  return scale;
 }
 
-__device__ __forceinline__ double matrix_squares(const Team<double>& team, const double* squares,
+__device__ __forceinline__ double matrix_squares(const Team<double>& team,
+                                                 const PolarScratch& scratch, int64_t matrix,
                                                  int64_t tiles) {
+  const double* squares = scratch.squares + matrix * tiles;
   double sum = 0;
   for (int64_t i = threadIdx.x; i < tiles; i += kPolarThreads) sum += squares[i];
   return team.sum(sum);
@@ -151,8 +158,7 @@ __global__ void __launch_bounds__(kPolarThreads, sizeof(Param) > 4 ? 1 : 2)
     }
     if (tile.matrix != matrix) {  // while the tile is on its way
       matrix = tile.matrix;
-      polar_update::prescale(
-          matrix_key(team, scratch.keys + matrix * tiles_of_matrix, tiles_of_matrix), &scale);
+      scale = matrix_scale<Compute>(team, scratch, matrix, tiles_of_matrix);
     }
     Compute squares = 0;
 #pragma unroll
@@ -233,13 +239,9 @@ __global__ void __launch_bounds__(kPolarThreads, sizeof(X) > 4 ? 2 : 4)
     if (tile.matrix != matrix) {  // while the tile is on its way
       matrix = tile.matrix;
       Compute scale = 0;
-      if (options.eps > 0) {
-        polar_update::prescale(
-            matrix_key(team, scratch.keys + matrix * tiles_of_matrix, tiles_of_matrix), &scale);
-      }
-      factor = polar_update::reciprocal_norm(
-          matrix_squares(team, scratch.squares + matrix * tiles_of_matrix, tiles_of_matrix), scale,
-          options.eps);
+      if (options.eps > 0) scale = matrix_scale<Compute>(team, scratch, matrix, tiles_of_matrix);
+      factor = polar_update::reciprocal_norm(matrix_squares(team, scratch, matrix, tiles_of_matrix),
+                                             scale, options.eps);
       __syncthreads();
     }
 #pragma unroll

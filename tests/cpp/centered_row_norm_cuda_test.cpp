@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <set>
+#include <tuple>
 
 #include "centered_row_norm_oracle.h"
 #include "cuda_on_host.h"
@@ -17,6 +18,7 @@ using namespace erlangen::testing;
 using cuda_on_host::Device;
 using cuda_on_host::Order;
 namespace cuda = erlangen::kernels::cuda;
+namespace centered = erlangen::kernels::centered;
 
 class CenteredRowNormCuda : public testing::Test {
  protected:
@@ -75,8 +77,8 @@ TEST_F(CenteredRowNormCuda, MatchesOracleOnEveryBranch) {
       }
     }
   }
-  // Sums, two ways to the units, update for each types and width; two means.
-  EXPECT_EQ(kernels.size(), kTypes.size() * 2 * 4 + 2);
+  // Sums, two ways to the units, update for each types and width; two means in two types.
+  EXPECT_EQ(kernels.size(), kTypes.size() * 2 * 4 + 4);
 }
 
 TEST_F(CenteredRowNormCuda, EqualRowsDoNotMove) { check_equal_rows_do_not_move(step); }
@@ -146,7 +148,28 @@ TEST_F(CenteredRowNormCuda, ManyTensorsInOneCall) {
   }
 }
 
-// Each row of each matrix in one chunk, each matrix found again.
+// Each row of each matrix in one chunk, and chunks of a matrix numbered from 0.
+template <int64_t kRows>
+void check_each_row_once(const cuda::CenteredTable& table) {
+  std::vector<std::vector<int>> visits(table.count);
+  for (int64_t t = 0; t < table.count; ++t) visits[t].assign(table.tensors[t].rows, 0);
+  std::set<std::tuple<int, int64_t, int64_t>> chunks;
+  for (int64_t i = 0; i < cuda::chunks_in<kRows>(table); ++i) {
+    const cuda::ChunkOfTable chunk = cuda::chunk_of<kRows>(table, i);
+    const int64_t inner = table.tensors[chunk.tensor].inner;
+    ASSERT_EQ(chunk.begin, chunk.chunk * kRows);
+    ASSERT_LT(chunk.begin, chunk.end);
+    ASSERT_LE(chunk.end, inner);
+    for (int64_t r = chunk.begin; r < chunk.end; ++r) {
+      ++visits.at(chunk.tensor).at(chunk.matrix * inner + r);
+    }
+    ASSERT_TRUE(chunks.insert({chunk.tensor, chunk.matrix, chunk.chunk}).second);
+  }
+  for (const auto& rows : visits) {
+    for (const int count : rows) ASSERT_EQ(count, 1);
+  }
+}
+
 TEST_F(CenteredRowNormCuda, EachRowOnce) {
   std::vector<RowNormTensor> tensors(50);
   for (size_t i = 0; i < tensors.size(); ++i) {
@@ -160,31 +183,29 @@ TEST_F(CenteredRowNormCuda, EachRowOnce) {
   for (int64_t begin = 0; begin < 50;) {
     cuda::CenteredTable table;
     begin = cuda::fill_table(tensors.data(), 50, begin, true, options, 4, 4, &scratch, &table);
-    std::vector<std::vector<int>> visits(table.count);
-    for (int64_t t = 0; t < table.count; ++t) visits[t].assign(table.tensors[t].rows, 0);
-    for (int64_t i = 0; i < cuda::chunks_in(table); ++i) {
-      const cuda::ChunkOfTable chunk = cuda::chunk_of(table, i);
-      const int64_t inner = table.tensors[chunk.tensor].inner;
-      ASSERT_EQ(chunk.begin, chunk.chunk * erlangen::kernels::centered::kChunkRows);
-      for (int64_t r = chunk.begin; r < chunk.end; ++r) {
-        ASSERT_LT(r, inner);
-        ++visits.at(chunk.tensor).at(chunk.matrix * inner + r);
-      }
-    }
-    for (const auto& rows : visits) {
-      for (const int count : rows) ASSERT_EQ(count, 1);
-    }
-    std::set<std::pair<int, int64_t>> matrices;
-    for (int64_t i = 0; i < cuda::matrices_in(table); ++i) {
-      const cuda::MatrixOfTable place = cuda::matrix_of(table, i);
-      ASSERT_LT(place.matrix,
-                erlangen::kernels::centered::matrices_of(table.tensors[place.tensor]));
-      matrices.insert({place.tensor, place.matrix});
-    }
-    ASSERT_EQ(static_cast<int64_t>(matrices.size()), cuda::matrices_in(table));
+    check_each_row_once<centered::kChunkRows>(table);
+    check_each_row_once<centered::kUnitRows>(table);
+    check_each_row_once<cuda::kAllRows>(table);
     seen += table.count;
   }
   EXPECT_EQ(seen, 49u);
+}
+
+// A matrix of 4096 rows has rows enough for two blocks on nearly all of an H100's 132
+// multiprocessors, and what its chunks' sums move is little beside 28 bytes an element.
+TEST_F(CenteredRowNormCuda, OneMatrixFillsALargeDevice) {
+  const int64_t size = 4096;
+  RowNormTensor tensor = {};
+  tensor.rows = tensor.inner = size;
+  const RowNormOptions options = make_options(size);
+  char* scratch = nullptr;
+  cuda::CenteredTable table;
+  cuda::fill_table(&tensor, 1, 0, true, options, 4, 4, &scratch, &table);
+  EXPECT_GE(cuda::chunks_in<centered::kUnitRows>(table), 1.9 * 132);
+  const int64_t columns = centered::padded(size);
+  const int64_t sums = cuda::chunks_in<centered::kChunkRows>(table) * columns * sizeof(double);
+  const int64_t units = cuda::chunks_in<centered::kUnitRows>(table) * columns * sizeof(float);
+  EXPECT_LT(2.0 * (sums + units), 0.03 * 28 * size * size);  // written and read
 }
 
 TEST_F(CenteredRowNormCuda, NothingToDo) {

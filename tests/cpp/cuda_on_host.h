@@ -1,5 +1,5 @@
 // Runs our .cu files on the CPU, compiled as C++ with ERLANGEN_CUDA_ON_HOST defined, so that a
-// kernel is proven right on a machine without a GPU, or even a CUDA toolkit.
+// kernel can be tested on a machine without a GPU, or even a CUDA toolkit.
 //
 // What is emulated. The blocks of a grid run one after another. Each thread of a block is a fiber
 // with a stack of its own; it runs until it reaches a barrier or an exchange within its warp, and

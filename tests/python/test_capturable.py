@@ -159,6 +159,25 @@ def test_schedulers_keep_a_tensor(shape, device):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["grad_scale", "found_inf"])
+def test_scale_and_overflow_on_the_host_are_refused_in_capture(name):
+    """Their value would be every replay's. What is on a device is not read: here the next thing
+    that is wrong is said."""
+    optimizer = optimizer_of(model_of())
+    set_grads(params_of(optimizer), gradients())
+    before = Picture(optimizer)
+
+    def capture(device):
+        inputs = {"grad_scale": None, "found_inf": None, name: torch.ones((), device=device)}
+        groups, state = optimizer.param_groups, optimizer.state
+        _C.step(optimizer._plan, groups, state, **inputs, capturing=True)
+
+    words = ["captured", f"{name} is a tensor on the CPU", "allowed: a tensor on the device"]
+    raises(ValueError, words, lambda: capture("cpu"))
+    raises(ValueError, ["capturable=False"], lambda: capture("meta"))
+    Picture(optimizer).assert_same(before)
+
+
 # ---- On a GPU
 
 

@@ -19,6 +19,8 @@ CASES = [
     ("column_norm", None, (5, 3)),
     ("column_norm", None, (3, 70, 33)),
     ("column_norm", None, (1030, 6)),
+    ("column_norm", None, (4200, 12)),  # more chunks of rows than are asked for at once on CUDA
+    ("column_norm", None, (70, 600)),  # and more than one tile of columns
     ("column_norm", [{"heads": 4, "dim": -2}], (12, 5)),
     ("column_norm", [{"heads": 4, "dim": -1}], (5, 12)),
     ("column_norm", [{"sections": [3, 7], "dim": -2}], (10, 6)),
@@ -210,3 +212,11 @@ def test_many_parameters_are_one_bucket_or_several(device):
         more = {} if i < 2 else {"momentum": 0.5, "weight_decay": 0.3}
         alone, _, _ = steps(start, [g], "row_norm", INTERLEAVED, **more)
         assert torch.equal(p.detach().cpu(), alone)
+
+
+def test_more_matrices_than_a_grid_dimension_holds(device):
+    start, g = torch.randn(70000, 3, 8, device=device), torch.randn(70000, 3, 8, device=device)
+    together, _, runs = steps(start, [g], "column_norm", None)
+    assert runs == 1
+    for part in (slice(3), slice(65534, 65538), slice(-3, None)):
+        assert torch.equal(steps(start[part], [g[part]], "column_norm", None)[0], together[part])

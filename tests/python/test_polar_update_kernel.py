@@ -271,3 +271,22 @@ def test_writes_nothing_beside_its_rows(dtype, device):
     untouched[1:11:2, 3:20] = False
     assert (storage.cpu()[untouched] == 7).all()
     assert (storage.cpu()[~untouched] != 7).all()
+
+
+def test_many_parameters_do_not_see_each_other(device):
+    """More than a launch's arguments hold."""
+    start = [torch.randn(12, 20, device=device) for _ in range(100)]
+    grads = [torch.randn(12, 20, device=device) for _ in start]
+    together, _, runs = steps(start, [grads])
+    assert runs == 100
+    for i in (0, 50, 99):
+        assert torch.equal(steps(start[i : i + 1], [grads[i : i + 1]])[0][0], together[i])
+
+
+def test_more_matrices_than_a_grid_dimension_holds(device):
+    start, g = torch.randn(70000, 2, 8, device=device), torch.randn(70000, 2, 8, device=device)
+    (together,), _, runs = steps([start], [[g]])
+    assert runs == 1
+    for part in (slice(3), slice(65534, 65538), slice(-3, None)):
+        (alone,), _, _ = steps([start[part]], [[g[part]]])
+        assert torch.equal(alone, together[part])

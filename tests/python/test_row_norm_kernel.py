@@ -18,6 +18,9 @@ from rule_helpers import (
 )
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (3, 5), (17, 64), (5, 100), (3, 4, 33), (2, 4097)]
+# On CUDA rows of 128, 256 and 512 threads, those that take twice the registers, and two passes.
+SHAPES += [(3, 2048), (2, 4096), (2, 8192), (2, 16384), (2, 32768), (2, 40000)]
+SHAPES += [(70000, 2, 8)]  # more matrices than a grid's second and third dimension hold
 
 
 def steps(start, grads, state_dtype="auto", **options):
@@ -123,6 +126,8 @@ LAYOUTS = [
     (PAIRS, (2, 9)),
     (PAIRS, (12, 1)),
     (PAIRS, (3, 10, 33)),  # a stack of experts
+    (PAIRS, (4, 3000)),
+    (PAIRS, (2, 20000)),
     ([{"pairs": "interleaved", "dim": -2}], (3, 10, 33)),
     ([{"pairs": "interleaved", "dim": -1}, {"transpose": True}, {"transpose": True}], (5, 6)),
     ([{"heads": 4, "dim": -2}], (12, 5)),
@@ -221,6 +226,8 @@ def test_refused(more, device):
         (None, (100, 1)),
         (None, (33, 16)),
         (None, (7, 1024)),
+        (None, (2, 16384)),
+        (None, (2, 65536)),
         (None, (3, 5, 64)),
         (PAIRS, (12, 32)),
         (PAIRS, (3, 10, 2)),
@@ -321,3 +328,22 @@ def test_rows_do_not_see_each_other(device):
     signs = torch.randn(1, 333, device=device).sign()
     (scaled,), _, _ = steps(start, [g * powers * signs])
     assert torch.equal(scaled, moved * signs.cpu())
+
+
+def test_many_parameters_do_not_see_each_other(device):
+    """More than one launch takes, whose rows are at multiples of 16 bytes or not."""
+
+    def moved(starts, grads):
+        params = [torch.nn.Parameter(like(start, start)) for start in starts]
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g
+        count = _C.kernel_count()
+        erlangen.RowNorm(params, lr=0.1).step()
+        assert _C.kernel_count() == count + len(params)
+        return [p.detach().cpu() for p in params]
+
+    starts = [torch.randn(1 + i % 7, 64 + i % 3, device=device)[:, :64] for i in range(50)]
+    grads = [torch.randn_like(start) for start in starts]
+    together = moved(starts, grads)
+    for i in range(50):
+        assert torch.equal(moved(starts[i : i + 1], grads[i : i + 1])[0], together[i])

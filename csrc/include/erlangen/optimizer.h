@@ -47,8 +47,8 @@ class Equivariant : public torch::optim::Optimizer {
   torch::Tensor step(LossClosure closure = nullptr) override;
   // For gradients of a scaled loss (mixed precision). Every later step divides its gradients by
   // grad_scale, and where found_inf is not 0 it changes nothing, its count included. One element
-  // each, on any device; on CUDA nothing waits to read them. Undefined: neither. Gradients of
-  // adamw groups may be divided in place, as torch's fused AdamW does.
+  // each, on any device, in a CUDA graph on CUDA; there nothing waits to read them. Undefined:
+  // neither. Gradients of adamw groups may be divided in place, as torch's fused AdamW does.
   void set_grad_scale(torch::Tensor grad_scale, torch::Tensor found_inf);
   // For CUDA graphs: the group's steps read their learning rate from this tensor of one element, on
   // its device, and not from the options. Undefined: from the options again.
