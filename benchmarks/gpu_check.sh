@@ -72,8 +72,8 @@ kernels=(
   "column_norm | test_column_norm_kernel.py | test_sizes or test_strides or test_writes_nothing or test_many or (test_oracle and float32 and (4200 or 600))"
   "polar_update | test_polar_update_kernel.py | test_sizes or test_layouts or test_writes_nothing"
   "polar_iteration | test_polar.py | test_polynomial_of_batches and True and not 1024"
-  "symmetric_product | test_polar.py | test_polynomial_of_batches and (129 or 200) or test_kernels_for_gram_matrices and 264-8200"
-  "symmetric_product_sm90 | test_polar.py | test_polynomial_of_batches and 264 or test_kernels_for_matrices_that_commute and 264"
+  "symmetric_product | test_symmetric_product.py | test_kernels_for_matrices_that_commute and 129 or test_kernels_for_gram_matrices and 200"
+  "symmetric_product_sm90 | test_symmetric_product.py | test_kernels_for_matrices_that_commute and 264 or test_kernels_for_gram_matrices and 264"
   "mirror_lower | test_polar.py | test_small_integers_are_exact and float32"
 )
 

@@ -8,6 +8,7 @@
 #include "step_parts.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
@@ -43,6 +44,7 @@ struct Section {
   std::vector<Job> jobs;
   int64_t matrices = 0;
   int64_t k = 0, l = 0;
+  bool columns = false;  // whether x holds the columns of the logical matrices as its rows
   PolarForm form = {};
   at::Tensor x = {};
 };
@@ -50,6 +52,13 @@ struct Section {
 MatrixView transposed(MatrixView view) {
   std::swap(view.rows, view.cols);
   return view;
+}
+
+// Whether all that happens between momentum and parameter is the iteration. Else a rule's reference
+// operations run there, on all members at once.
+bool iterates_only(const RuleOptions& rule) {
+  return rule.rule != "hybrid" && !rule.center && rule.alpha == 0.0 &&
+         rule.polar.ns_method != "exact";
 }
 
 // All but its place in the batch.
@@ -115,6 +124,7 @@ std::optional<Job> job_of(const Bucket& bucket, const MatrixParam& member, const
                                .cautious = o.decay() == "cautious",
                                .stochastic_rounding = rounds,
                                .seed = static_cast<uint64_t>(o.seed()),
+                               .unscaled = !iterates_only(bucket.rule),
                                .eps = bucket.rule.polar.ns_eps,
                                .scale = shape_scale(bucket.rule, m, n),
                                .found_inf = address(scalars.found_inf),
@@ -132,10 +142,14 @@ std::optional<Section> section_of(const Bucket& bucket, size_t s,
   const MatrixView& shape = bucket.members.front().views[s];
   section.k = shape.m(), section.l = shape.n();
   const Side side = side_of(bucket.rule.rule);
-  if (takes_columns(side, section.k, section.l)) std::swap(section.k, section.l);
+  section.columns = takes_columns(side, section.k, section.l);
+  if (section.columns) std::swap(section.k, section.l);
   const at::Tensor& param = param_of(groups, bucket.members.front().index);
-  section.form = polar_form(compute_dtype(param), bucket.device, side, section.k, section.l,
-                            bucket.rule.polar);
+  section.form.dtype = compute_dtype(param);
+  if (iterates_only(bucket.rule)) {
+    section.form = polar_form(section.form.dtype, bucket.device, side, section.k, section.l,
+                              bucket.rule.polar);
+  }
   for (const MatrixParam& member : bucket.members) {
     const MatrixView& view = member.views[s];
     if (view.count() * view.m() * view.n() == 0) return {};
@@ -147,6 +161,14 @@ std::optional<Section> section_of(const Bucket& bucket, size_t s,
     section.jobs.push_back(*job);
   }
   return section;
+}
+
+// What happens to x between momentum and parameter.
+void make_direction(const Section& section, const RuleOptions& rule) {
+  if (iterates_only(rule)) return polar_normalised(section.x, section.form, rule.polar);
+  const at::Tensor z = section.columns ? section.x.mT() : section.x;
+  const Direction result = direction(z, rule);
+  z.copy_(result.factor.defined() ? result.value * result.factor : result.value);
 }
 
 // ---- CPU
@@ -273,11 +295,11 @@ class CpuPasses {
   std::vector<Partial> partials_;
 };
 
-void run_on_cpu(const Section& section, const PolarOptions& options) {
+void run_on_cpu(const Section& section, const RuleOptions& rule) {
   if (kernels::polar_update::overflowed(section.jobs.front().options)) return;
   CpuPasses passes(section);
   passes.prepare();
-  polar_normalised(section.x, section.form, options);
+  make_direction(section, rule);
   passes.finish();
 }
 
@@ -301,7 +323,7 @@ struct Call {
   int64_t count() const { return static_cast<int64_t>(tensors.size()); }
 };
 
-void run_on_cuda(const Section& section, const PolarOptions& options) {
+void run_on_cuda(const Section& section, const RuleOptions& rule) {
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream(section.x.get_device());
   std::vector<Call> calls;
   for (const Job& job : section.jobs) {
@@ -318,7 +340,7 @@ void run_on_cuda(const Section& section, const PolarOptions& options) {
     C10_CUDA_CHECK(kernels::cuda::polar_update_prepare(
         call.tensors.data(), call.count(), call.options, call.scratch.mutable_data_ptr(), stream));
   }
-  polar_normalised(section.x, section.form, options);
+  make_direction(section, rule);
   for (const Call& call : calls) {
     C10_CUDA_CHECK(kernels::cuda::polar_update_finish(call.count(), call.options,
                                                       call.scratch.mutable_data_ptr(), stream));
@@ -330,12 +352,8 @@ void run_on_cuda(const Section& section, const PolarOptions& options) {
 
 bool polar_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& groups) {
   const RuleOptions& rule = bucket.rule;
-  const bool polar_rule =
-      rule.rule == "spectral" || rule.rule == "right_spectral" || rule.rule == "left_spectral";
-  if (!polar_rule || rule.center || rule.alpha != 0.0 || rule.polar.ns_method == "exact" ||
-      bucket.polar_first || !has_kernels(bucket.device)) {
-    return false;
-  }
+  const bool norm_rule = rule.rule == "row_norm" || rule.rule == "column_norm";
+  if (norm_rule || bucket.polar_first || !has_kernels(bucket.device)) return false;
   std::vector<Section> sections;
   for (size_t s = 0; s < bucket.members.front().views.size(); ++s) {
     auto section = section_of(bucket, s, groups);
@@ -354,9 +372,9 @@ bool polar_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& group
   count_step(bucket, groups);
   mark_changed(bucket, groups);
   for (const Section& section : sections) {
-    if (bucket.device.is_cpu()) run_on_cpu(section, rule.polar);
+    if (bucket.device.is_cpu()) run_on_cpu(section, rule);
 #ifdef ERLANGEN_CUDA
-    if (bucket.device.is_cuda()) run_on_cuda(section, rule.polar);
+    if (bucket.device.is_cuda()) run_on_cuda(section, rule);
 #endif
   }
   count_kernel_steps(static_cast<int64_t>(bucket.members.size()));

@@ -9,9 +9,10 @@ namespace erlangen {
 
 // Steps a whole bucket: the kernels of its device take momentum and normalisation, then the
 // parameters' update, all logical matrices of a section at once; between the two the iteration of
-// polar.h. False, with nothing changed, where they do not take it: another rule, centering,
-// polar-first momentum, ns_method "exact", an alpha, support "gradient", gradients of another type
-// than their parameters, or rows that the kernels cannot say (Rows, kernel_step.h).
+// polar.h, or the operations of rules.h where a rule has more (hybrid, centering, an alpha,
+// ns_method "exact"). False, with nothing changed, where they do not take it: row_norm and
+// column_norm, polar-first momentum, support "gradient", gradients of another type than their
+// parameters, or rows that the kernels cannot say (Rows, kernel_step.h).
 bool polar_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& groups);
 
 }  // namespace erlangen

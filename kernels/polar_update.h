@@ -5,7 +5,8 @@
 //   z  = m, or beta * m + (1 - beta) * g   for Nesterov, with the new m
 //   c  = z * 2^-e, rounded                 to the type of the iteration's products
 //   x  = c / max(||c||_F, eps * 2^-e)      0 for a matrix of zeros; rounded once more
-//   ... the iteration makes x the polar factor, in place
+//   ... the iteration makes x the polar factor, in place; or, where x is `unscaled` and z itself,
+//   other operations make it what the rule asks for
 //   p <- (1 - lr * weight_decay) * p - lr * factor * (scale * x)
 //
 // e is the exponent that brings the matrix's largest magnitude to [1/2, 1), so that neither the
@@ -66,6 +67,7 @@ struct PolarUpdateOptions {
   bool cautious;             // decays only where parameter * update > 0, by their signs
   bool stochastic_rounding;  // of bfloat16 parameters; without effect on others
   uint64_t seed;
+  bool unscaled;            // x is z itself, in the compute type
   double eps;               // least norm that is divided by
   double scale;             // of the update, by shape
   const float* found_inf;   // where not null and *found_inf is not 0, nothing is changed
@@ -77,7 +79,10 @@ struct PolarUpdateOptions {
 
 inline bool polar_update_supports(const PolarUpdateOptions& options) {
   return norm_step::types_fit(options) &&
-         (options.product_dtype != DType::float64 || options.dtype == DType::float64);
+         (options.product_dtype != DType::float64 || options.dtype == DType::float64) &&
+         (!options.unscaled ||
+          options.product_dtype ==
+              (options.dtype == DType::float64 ? DType::float64 : DType::float32));
 }
 
 namespace polar_update {
@@ -100,10 +105,11 @@ ERLANGEN_INLINE int64_t x_cols(const PolarUpdateOptions& options) {
   return options.transposed ? options.rows : options.cols;
 }
 
-// 2^-e of a matrix whose largest magnitude has this key (norm_step.h).
+// 2^-e of a matrix whose largest magnitude has this key (norm_step.h); 1 where x is unscaled.
 template <typename Compute>
-ERLANGEN_INLINE void prescale(int32_t key, Compute* scale) {
+ERLANGEN_INLINE void prescale(const PolarUpdateOptions& options, int32_t key, Compute* scale) {
   norm_step::prescale(key, scale, -1);
+  if (options.unscaled) *scale = 1;
 }
 
 // What the cast matrix is multiplied by, from the sum of its squares and its prescale. Asked of the

@@ -171,7 +171,7 @@ ERLANGEN_INLINE double cast_block(const PolarTensor& tensor, const PolarUpdateOp
   const bool stored = polar_update::stores_direction(options);
   X* x = static_cast<X*>(options.x);
   Compute scale;
-  polar_update::prescale(key, &scale);
+  polar_update::prescale(options, key, &scale);
   SumOfSquares<Compute> squares;
   RowFacts facts;
   Compute direction[kStripCols];
@@ -219,7 +219,7 @@ ERLANGEN_INLINE void normalise_rows(const PolarTensor& tensor, const PolarUpdate
                                     int64_t matrix, int64_t begin, int64_t end, int32_t key,
                                     double squares) {
   Compute scale;
-  polar_update::prescale(key, &scale);
+  polar_update::prescale(options, key, &scale);
   const Compute factor = polar_update::reciprocal_norm(squares, scale, options.eps);
   const int64_t cols = polar_update::x_cols(options);
   for (int64_t row = begin; row < end; ++row) {
@@ -407,7 +407,7 @@ double polar_update_cast(const PolarTensor& tensor, const PolarUpdateOptions& op
 void polar_update_normalise(const PolarTensor& tensor, const PolarUpdateOptions& options,
                             int64_t matrix, int64_t begin, int64_t end, int32_t key,
                             double squares) {
-  if (polar_update::overflowed(options)) return;
+  if (polar_update::overflowed(options) || options.unscaled) return;
   normalise_any_type(tensor, options, matrix, begin, end, key, squares);
 }
 

@@ -35,7 +35,7 @@ int32_t polar_update_momentum(const PolarTensor& tensor, const PolarUpdateOption
 double polar_update_cast(const PolarTensor& tensor, const PolarUpdateOptions& options,
                          const PolarBlock& block, int32_t key);
 
-// Divides the rows [begin, end) of the matrix in x by its norm.
+// Divides the rows [begin, end) of the matrix in x by its norm, unless they are to be unscaled.
 void polar_update_normalise(const PolarTensor& tensor, const PolarUpdateOptions& options,
                             int64_t matrix, int64_t begin, int64_t end, int32_t key,
                             double squares);

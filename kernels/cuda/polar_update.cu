@@ -22,7 +22,8 @@ template <typename Compute>
 using Team = RowTeam<Compute, kPolarThreads>;
 
 template <typename Compute>
-__device__ __forceinline__ Compute matrix_scale(const Team<double>& team,
+__device__ __forceinline__ Compute matrix_scale(const PolarUpdateOptions& options,
+                                                const Team<double>& team,
                                                 const PolarScratch& scratch, int64_t matrix,
                                                 int64_t tiles) {
   const int32_t* keys = scratch.keys + matrix * tiles;
@@ -30,7 +31,7 @@ __device__ __forceinline__ Compute matrix_scale(const Team<double>& team,
   for (int64_t i = threadIdx.x; i < tiles; i += kPolarThreads) key = ::max(key, keys[i]);
   bool unused = false;
   Compute scale;
-  polar_update::prescale(team.max(key, &unused), &scale);
+  polar_update::prescale(options, team.max(key, &unused), &scale);
   return scale;
 }
 
@@ -158,7 +159,7 @@ __global__ void __launch_bounds__(kPolarThreads, sizeof(Param) > 4 ? 1 : 2)
     }
     if (tile.matrix != matrix) {  // while the tile is on its way
       matrix = tile.matrix;
-      scale = matrix_scale<Compute>(team, scratch, matrix, tiles_of_matrix);
+      scale = matrix_scale<Compute>(options, team, scratch, matrix, tiles_of_matrix);
     }
     Compute squares = 0;
 #pragma unroll
@@ -239,7 +240,8 @@ __global__ void __launch_bounds__(kPolarThreads, sizeof(X) > 4 ? 2 : 4)
     if (tile.matrix != matrix) {  // while the tile is on its way
       matrix = tile.matrix;
       Compute scale = 0;
-      if (options.eps > 0) scale = matrix_scale<Compute>(team, scratch, matrix, tiles_of_matrix);
+      if (options.eps > 0)
+        scale = matrix_scale<Compute>(options, team, scratch, matrix, tiles_of_matrix);
       factor = polar_update::reciprocal_norm(matrix_squares(team, scratch, matrix, tiles_of_matrix),
                                              scale, options.eps);
       __syncthreads();
@@ -293,7 +295,7 @@ cudaError_t prepare(int64_t count, const PolarUpdateOptions& options, const Pola
     using X = typename decltype(type)::type;
     error = launch_on_all(tiles, kPolarThreads, stream, cast_kernel<Param, Momentum, X>(options),
                           options, scratch, tiles);
-    if (error != cudaSuccess) return error;
+    if (error != cudaSuccess || options.unscaled) return error;
     const Kernel normalise = polar_update_normalise<Compute, X>;
     const int64_t x_tiles =
         matrices * polar_tiles(polar_update::x_rows(options), polar_update::x_cols(options));

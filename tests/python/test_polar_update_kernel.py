@@ -15,6 +15,7 @@ from rule_helpers import (
     fitting_layouts,
     like,
     memory_orders,
+    rule_id,
     storage_error,
 )
 
@@ -148,15 +149,43 @@ def test_layouts(layout, shape, dtype, device):
         assert _C.kernel_count() == count + 2
 
 
+# Rules that do more between momentum and parameter than iterate.
+MORE_THAN_ITERATION = [
+    Rule("left_spectral", center=True),
+    Rule("right_spectral", alpha=1.0),
+    Rule("spectral", steps=None),
+    Rule("hybrid", order="row_then_polar", center=True),
+    Rule("hybrid", order="polar_then_row", adjust_lr_fn="match_rms_adamw"),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rule", MORE_THAN_ITERATION, ids=rule_id)
+def test_momentum_and_parameter_around_more_than_the_iteration(rule, dtype, device):
+    for layout, shape in LAYOUTS:
+        for more in ({}, {"nesterov": True, "maximize": True}):
+            count = _C.kernel_count()
+            check_steps(Step(rule, lr=0.1, layout=layout, **more), shape, dtype, device)
+            assert _C.kernel_count() == count + 2
+
+
+@pytest.mark.parametrize("rule", MORE_THAN_ITERATION, ids=rule_id)
+def test_rows_of_any_size(rule, device):
+    """Rows that have not had a gradient for long are still rows: nothing is divided by the length
+    of the whole matrix before they are."""
+    sizes = torch.logspace(-36, 0, 12, dtype=torch.float64).unsqueeze(-1)
+    grads = [torch.randn(12, 8, dtype=torch.float64) * sizes for _ in range(2)]
+    count = _C.kernel_count()
+    check_steps(Step(rule, lr=0.1), (12, 8), torch.float32, device, grads=grads)
+    assert _C.kernel_count() == count + 2
+
+
 @pytest.mark.parametrize(
     "more",
     [
         {"momentum_order": "polar_first"},
         {"state_dtype": "bfloat16"},
         {"support": "gradient"},
-        {"alpha": 1.0},
-        {"center": True},
-        {"ns_method": "exact"},
     ],
     ids=str,
 )
