@@ -5,21 +5,18 @@ import json
 import os
 import re
 import subprocess
-import sys
 import sysconfig
-from pathlib import Path
 
+import harness
+import peers
+import polar
 import pytest
+import steps
 import torch
+import train_step
+from conftest import ROOT
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import harness  # noqa: E402
-import peers  # noqa: E402
-import polar  # noqa: E402
-import steps  # noqa: E402
-import train_step  # noqa: E402
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def report_of(module, tmp_path, only=""):
