@@ -294,23 +294,6 @@ def test_steps_are_counted_where_there_is_noise_to_draw(rule, device):
         assert dtype != torch.bfloat16 or float(state["step"]) == 2
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(513, 257), (64, 5000), (100000, 3)], ids=str)
-def test_one_and_two_threads_agree_to_the_bit(shape, dtype, device):
-    start = torch.randn(shape).to(dtype).to(device)
-    grads = [torch.randn(shape).to(dtype).to(device) for _ in range(2)]
-    threads, results = torch.get_num_threads(), []
-    try:
-        for n in (1, 2):
-            torch.set_num_threads(n)
-            results.append(steps(start, grads))
-    finally:
-        torch.set_num_threads(threads)
-    assert results[0][2] == results[1][2] == 2
-    assert torch.equal(results[0][0][-1], results[1][0][-1])
-    assert torch.equal(results[0][1], results[1][1])
-
-
 def test_rows_do_not_see_each_other(device):
     """A row gives the same bits wherever it stands; powers of two and signs change none."""
     start, g = torch.zeros(9, 333, device=device), torch.randn(9, 333, device=device)
