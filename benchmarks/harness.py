@@ -14,8 +14,11 @@ share_of_floor: the floor over our time. The floor is the larger of two times: t
 import argparse
 import json
 import math
+import os
 import platform
+import shutil
 import statistics
+import subprocess
 import sys
 from datetime import date
 from pathlib import Path
@@ -185,6 +188,20 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
+def commit() -> str | None:
+    """That of the checkout that this file is in, with "-dirty" where more than results differs."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists() or not shutil.which("git"):
+        return None
+
+    def git(*words):
+        return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True)
+
+    head = git("rev-parse", "HEAD").stdout.strip()
+    dirty = git("diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results").returncode == 1
+    return head + "-dirty" * dirty or None
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=description.splitlines()[0])
     result.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -205,7 +222,10 @@ def run(args, cases: dict) -> dict:
         "command": "python " + " ".join(sys.argv),
         "date": date.today().isoformat(),
         "machine": torch.cuda.get_device_name() if settings.cuda else processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "commit": commit(),
         "versions": {"erlangen": erlangen.__version__, "torch": torch.__version__},
         "peers": status,
         "results": {},

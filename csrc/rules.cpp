@@ -6,6 +6,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/util/Exception.h>
 
@@ -16,11 +17,25 @@ namespace erlangen {
 
 namespace {
 
+// The sum over each matrix of x [B, m, n], in float64 and as [B, 1, 1]. In runs, because at::sum
+// divides a long sum that is alone among the threads, so that their number changes its last bits.
+at::Tensor matrix_sums(at::Tensor x) {
+  constexpr int64_t kRun = 4096;
+  x = x.flatten(1);
+  while (x.size(1) > kRun) {
+    const int64_t runs = x.size(1) / kRun, rest = x.size(1) % kRun;
+    const at::Tensor whole = x.narrow(1, 0, runs * kRun).unflatten(1, {runs, kRun});
+    const at::Tensor last = x.narrow(1, runs * kRun, rest);
+    x = at::cat({whole.sum(-1, false, at::kDouble), last.sum(-1, true, at::kDouble)}, 1);
+  }
+  return x.sum(-1, true, at::kDouble).unsqueeze(-1);
+}
+
 // ‖Z‖_*^alpha = ⟨Z, polar(Z)⟩^alpha, summed in float64 over the prescaled Z, so that neither the
 // sum nor the power overflows before the end; 0 for the zero matrix, also where alpha is negative.
 at::Tensor nuclear_norm_power(const at::Tensor& z, const at::Tensor& polar_z, double alpha) {
   const auto [scaled, exponent] = reference::prescale(z, {-2, -1});
-  const at::Tensor sum = (scaled * polar_z).sum({-2, -1}, true, at::kDouble);
+  const at::Tensor sum = matrix_sums(scaled * polar_z);
   const at::Tensor norm = sum.clamp_min(0.0) * reference::power_of_two(exponent, at::kDouble);
   return norm.pow(alpha).masked_fill(norm.eq(0.0), 0.0).to(z.scalar_type());
 }

@@ -343,9 +343,11 @@ class Muon(Equivariant):
 
     def _translated(self, group: dict) -> dict:
         # In torch.optim.Muon's groups eps is that of the norm, and None stands for "original". A
-        # group with an ns_eps, as our own checkpoints have, means adamw's by eps.
+        # group with an ns_eps, as our own checkpoints have, means adamw's by eps; so do adamw's
+        # own, which torch.optim.AdamW saves with no rule.
         group = dict(group)
-        if group.get("rule") != "adamw" and "eps" in group and "ns_eps" not in group:
+        adamw = group.get("rule") == "adamw" or "amsgrad" in group
+        if not adamw and "eps" in group and "ns_eps" not in group:
             group["ns_eps"] = group.pop("eps")
         if group.get("adjust_lr_fn", "") is None:
             group["adjust_lr_fn"] = "original"

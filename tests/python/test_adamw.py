@@ -19,9 +19,9 @@ def params(device, dtypes=(torch.float32,)):
     return [nn.Parameter(torch.randn(s).to(device, dtype)) for dtype in dtypes for s in SHAPES]
 
 
-def adamw(tensors, **options):
+def adamw(tensors, cls=erlangen.Equivariant, **options):
     options = {"lr": 0.02, "weight_decay": 0.1, **options}
-    return erlangen.Equivariant([{"params": tensors, "rule": "adamw"}], **options)
+    return cls([{"params": tensors, "rule": "adamw"}], **options)
 
 
 def fused_calls(optimizer) -> int:
@@ -165,7 +165,8 @@ def test_checkpoint_of_torch(device):
         assert all(map(same_bits, a, b))
 
 
-def test_whole_checkpoint_of_torch(device):
+@pytest.mark.parametrize("cls", [erlangen.Equivariant, erlangen.Muon])
+def test_whole_checkpoint_of_torch(cls, device):
     """Groups too: the options are the checkpoint's, those that AdamW does not know stay."""
     ours, theirs = params(device), params(device)
     options = {"lr": 0.02, "betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.3}
@@ -173,7 +174,7 @@ def test_whole_checkpoint_of_torch(device):
     run(other, 2, gradients())
     for p, q in zip(ours, theirs, strict=True):
         p.data.copy_(q)
-    optimizer = adamw(ours, lr=0.5, lr_scale=1.0)
+    optimizer = adamw(ours, cls, lr=0.5, lr_scale=1.0)
     optimizer.load_state_dict(copy.deepcopy(other.state_dict()))
     group = optimizer.param_groups[0]
     assert group["rule"] == "adamw" and group["lr_scale"] == 1.0

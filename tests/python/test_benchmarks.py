@@ -5,28 +5,30 @@ import json
 import os
 import re
 import subprocess
-import sys
 import sysconfig
-from pathlib import Path
 
+import harness
+import peers
+import polar
 import pytest
+import steps
 import torch
+import train_step
+from conftest import ROOT
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import harness  # noqa: E402
-import peers  # noqa: E402
-import polar  # noqa: E402
-import steps  # noqa: E402
-import train_step  # noqa: E402
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def report_of(module, tmp_path, only=""):
     out = tmp_path / "report.json"
     report = module.main(["--quick", "--device", "cpu", "--only", only, "--out", str(out)])
     assert json.loads(out.read_text()) == report
-    assert report.keys() >= {"command", "date", "machine", "threads", "versions", "peers"}
+    assert report.keys() == {
+        *("command", "date", "machine", "cores", "cpu_capability", "threads", "commit"),
+        *("versions", "peers", "results"),
+    }
+    assert report["cores"] == len(os.sched_getaffinity(0))
+    assert report["threads"] == torch.get_num_threads()
     assert report["peers"].keys() == peers.PEERS.keys()
     for name, result in report["results"].items():
         for key, value in result.items():
@@ -100,6 +102,28 @@ def test_models_are_the_published_ones(name, count):
 )
 def test_logical_matrices(layout, expected):
     assert train_step.logical_matrices((3, 12, 8), layout) == expected
+
+
+def test_commit(tmp_path, monkeypatch):
+    """Of the checkout that the harness is in; results that another benchmark made are no change."""
+
+    def git(*words):
+        return subprocess.check_output(["git", "-C", tmp_path, *words], text=True)
+
+    for folder in ("results", "."):
+        (tmp_path / "benchmarks" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "benchmarks" / folder / "a").write_text("before")
+    monkeypatch.setattr(harness, "__file__", str(tmp_path / "benchmarks" / "a"))
+    assert harness.commit() is None
+    git("init", "--quiet")
+    git("add", "--all")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    git(*who, "commit", "--quiet", "--no-verify", "--message", "a")
+    head = git("rev-parse", "HEAD").strip()
+    (tmp_path / "benchmarks" / "results" / "a").write_text("after")
+    assert harness.commit() == head
+    (tmp_path / "benchmarks" / "a").write_text("after")
+    assert harness.commit() == f"{head}-dirty"
 
 
 def test_fewest_operations():

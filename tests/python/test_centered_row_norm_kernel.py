@@ -76,23 +76,6 @@ def test_low_precision_momentum_is_the_references(dtype, nesterov, support, devi
     assert torch.allclose(fused[1].float(), expected[1].float(), rtol=2.0**-7, atol=1e-30)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(513, 257), (3, 100, 65), (100000, 3)], ids=str)
-def test_one_and_two_threads_agree_to_the_bit(shape, dtype, device):
-    start = torch.randn(shape).to(dtype).to(device)
-    grads = [torch.randn(shape).to(dtype).to(device) for _ in range(2)]
-    threads, results = torch.get_num_threads(), []
-    try:
-        for n in (1, 2):
-            torch.set_num_threads(n)
-            results.append(steps(start, grads))
-    finally:
-        torch.set_num_threads(threads)
-    assert results[0][2] == results[1][2] == 2
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
-
-
 def test_rounding_noise_is_keyed_as_in_the_reference(device):
     """Equal rows do not move: what is left is the decay, whose rounding both do alike."""
     start = torch.randn(70, 64).bfloat16().to(device)

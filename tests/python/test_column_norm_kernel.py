@@ -150,33 +150,6 @@ def test_refused(more, device):
     assert steps(start, [g], **{"rule": "column_norm", "layout": None, **more})[2] == 0
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "layout, shape",
-    [
-        ([TRANSPOSE], (513, 257)),
-        ([TRANSPOSE], (64, 5000)),
-        (INTERLEAVED, (100, 3000)),
-        (CONCATENATED, (7, 130, 300)),
-        (CONCATENATED, (2, 700, 302)),
-    ],
-    ids=str,
-)
-def test_one_and_two_threads_agree_to_the_bit(layout, shape, dtype, device):
-    start = torch.randn(shape).to(dtype).to(device)
-    grads = [torch.randn(shape).to(dtype).to(device) for _ in range(2)]
-    threads, results = torch.get_num_threads(), []
-    try:
-        for n in (1, 2):
-            torch.set_num_threads(n)
-            results.append(steps(start, grads, "row_norm", layout))
-    finally:
-        torch.set_num_threads(threads)
-    assert results[0][2] == results[1][2] == 2
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
-
-
 def test_units_do_not_see_each_other(device):
     """A unit gives the same bits wherever it stands; powers of two and signs change none."""
     start, g = torch.zeros(333, 12, device=device), torch.randn(333, 12, device=device)

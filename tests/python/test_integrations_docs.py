@@ -10,6 +10,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from conftest import ROOT
 from rule_helpers import one_thread  # noqa: F401
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 TEXT = (ROOT / "docs" / "integrations.md").read_text()
 SETUP, *PROGRAMS = re.findall(r"^```python\n(.*?)^```$", TEXT, flags=re.M | re.S)
@@ -39,18 +40,32 @@ def test_program(program, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # models and data are on the CPU
     names = {"__name__": "__main__"}
+    first, trained = {}, set()
+
+    def note(optimizer, *_):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                first.setdefault(p, p.detach().clone())  # adapters come into being in the program
+                if p.grad is not None:
+                    trained.add(p)
+
+    hook = register_optimizer_step_pre_hook(note)
     try:
         exec(compile(SETUP, "setup", "exec"), names)
         model = names["model"]
-        before = [p.detach().clone() for p in model.parameters()]
+        first.update((p, p.detach().clone()) for p in model.parameters())
         exec(compile(program, "program", "exec"), names)
     finally:
+        hook.remove()
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-    after = list(model.parameters())
-    # It trains every parameter, or (the frozen embedding, thawed at the end) all but one.
-    moved = sum(not torch.equal(p, q) for p, q in zip(before, after, strict=True))
-    assert moved == len(after) - ("requires_grad_(False)" in program)
+    left = []
+    for name, p in model.named_parameters():
+        assert torch.equal(p, first[p]) != (p in trained), name
+        if p.requires_grad and p not in trained:
+            left.append(name)
+    # The frozen embedding is thawed at the end.
+    assert left == ["model.embed_tokens.weight"] * ("embed_tokens.requires_grad_" in program)
 
 
 def run_by_torchrun(program, folder):

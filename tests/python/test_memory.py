@@ -7,6 +7,7 @@ import sys
 import erlangen
 import pytest
 import torch
+from erlangen import _C
 from rule_helpers import one_thread  # noqa: F401
 from torch.profiler import ProfilerActivity, profile
 
@@ -106,6 +107,61 @@ def test_polar_rules_need_the_batch_twice(count, m, n, method, ns_dtype, device)
     squares += device.type == "cpu" and ns_dtype == "bfloat16"  # of oneDNN's own
     allowed = count * (2 * m * n + squares * k * k) * size
     assert most_allocated(optimizer.step, device) <= allowed + SMALL
+
+
+@pytest.mark.parametrize("ns_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["standard", "gram"])
+@pytest.mark.parametrize("rule", ["spectral", "right_spectral", "left_spectral"])
+@pytest.mark.parametrize("count, m, n", [(1, 128, 512), (1, 256, 256), (12, 256, 32)])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"alpha": 1.0},
+        {"momentum_order": "polar_first"},
+        {"support": "gradient"},
+        {"state_dtype": "bfloat16", "nesterov": False, "alpha": 0.5},
+    ],
+    ids=str,
+)
+def test_polar_rules_without_a_kernel(more, count, m, n, rule, method, ns_dtype, device):
+    """In float32 copies of the batch. Beside it always: Nesterov's average, or a factor for every
+    entry under polar_first, or a momentum of bfloat16 made float32; the updates; and what of
+    several parameters is made one tensor."""
+    params = [torch.nn.Parameter(torch.randn(m, n, device=device)) for _ in range(count)]
+    group = {"params": params, "rule": rule, "ns_method": method, "ns_dtype": ns_dtype, **more}
+    optimizer = stepped(erlangen.Equivariant([group], lr=0.1))
+    k = {"spectral": min(m, n), "right_spectral": n, "left_spectral": m}[rule]
+    squares = 5 if method == "gram" else 2
+    beside = 2 + (count > 1)
+    # The prescaled batch, the normalised one and another in the iteration, with its Gram matrices.
+    iteration = (beside + 3) * m * n + squares * k * k
+    # The prescaled batch, twice in half precision, and ATen's copies of what it divides and of the
+    # quotient in the norm's type.
+    division = (beside + 4) * m * n if ns_dtype == "bfloat16" else 0
+    # The direction, the prescaled batch, their product, and the same in float64, to be summed.
+    norm = (beside + 5) * m * n if "alpha" in more else 0
+    runs = _C.kernel_count()
+    allowed = 4 * count * max(iteration, division, norm) + SMALL
+    assert most_allocated(optimizer.step, device) <= allowed
+    assert _C.kernel_count() == runs
+
+
+@pytest.mark.parametrize("rounding", [False, True])
+@pytest.mark.parametrize("rule", ["row_norm", "adamw"])
+def test_cautious_and_rounding_without_a_kernel(rule, rounding, device):
+    """One parameter at a time, in float32 copies of it."""
+    w = torch.nn.Parameter(torch.randn(256, 512, device=device).bfloat16())
+    group = {"params": [w], "rule": rule, "decay": "cautious", "stochastic_rounding": rounding}
+    if rule != "adamw":
+        group["momentum_order"] = "polar_first"
+    optimizer = stepped(erlangen.Equivariant([group], lr=0.1))
+    # Gradient, update and parameter, and the factors of polar_first.
+    beside = 3 + (rule != "adamw")
+    # Two signs, their product, which of them are positive (a byte each, and as float32), and what
+    # decays. Later that alone, the change, the next value, and of noise 16 tensors in int64 with a
+    # quarter of the entries: four words, four new ones, and what these come from.
+    allowed = 4 * w.numel() * (beside + (3 + 16 / 2 if rounding else 5 + 1 / 4)) + SMALL
+    assert most_allocated(optimizer.step, device) <= allowed
 
 
 def test_memory_of_a_step_does_not_grow_with_the_model(device):

@@ -228,25 +228,6 @@ def test_rounding_noise_is_the_references(layout, shape, decay, device):
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("ns_method", ["standard", "gram"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(257, 300), (300, 257), (40, 8, 8), (64, 1000)], ids=str)
-def test_one_and_two_threads_agree_to_the_bit(shape, dtype, ns_method, device):
-    start = [torch.randn(shape).to(dtype).to(device) for _ in range(2)]
-    grads = [[torch.randn(shape).to(dtype).to(device) for _ in start]]
-    options = {"ns_method": ns_method}
-    threads, results = torch.get_num_threads(), []
-    try:
-        for n in (1, 2):
-            torch.set_num_threads(n)
-            results.append(steps(start, grads, **options))
-    finally:
-        torch.set_num_threads(threads)
-    assert results[0][2] == results[1][2] == 2
-    for one, two in zip(results[0][:2], results[1][:2], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_members_do_not_see_each_other(dtype, device):
     """A parameter gives the same bits alone and among others, of other groups and shapes too."""

@@ -1,5 +1,6 @@
-"""The programs of README.md run as they stand there."""
+"""The programs of README.md run as they stand there, and its figures are those of the results."""
 
+import json
 import re
 
 import erlangen
@@ -8,7 +9,8 @@ import torch
 from conftest import ROOT, CMake
 from torch import nn
 
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.M | re.S)
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, flags=re.M | re.S)
 
 
 def blocks(language: str) -> list[str]:
@@ -66,3 +68,45 @@ add_executable(app main.cpp)
     cmake.configure(tmp_path, build, f"-DCMAKE_PREFIX_PATH={erlangen.cmake_prefix_path}")
     cmake.build(build)
     cmake.run(build / "app", cwd=tmp_path)
+
+
+def table(heading: str) -> list[list[str]]:
+    """The rows of the first table under a heading, as cells."""
+    section = TEXT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.*) \|$", section, flags=re.M)
+    return [row.split(" | ") for row in rows[1:]]
+
+
+def results(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["results"]
+
+
+MODELS = {
+    "all parameters of a Qwen3 of 24 layers of 256": "Qwen3, 24 layers of 256",
+    "the same of OLMoE-1B-7B's shape, an eighth as wide": "OLMoE-1B-7B, 12 of its 16 layers",
+}
+BESIDE = {"`torch.optim.Muon`": "torch_muon", "`AdamW(fused=True)`": "adamw_fused"}
+
+
+def test_figures_of_speed():
+    steps, models = results("steps_cpu"), results("train_step_cpu")
+    expected = []
+    for name, beside, *_ in table("Speed"):
+        if name in MODELS:
+            result, other = models[MODELS[name]], "torch_muon_and_adamw_fused"
+        else:
+            case = name.replace("`", "").replace(",", "").replace(" of ", " x ").replace("×", "x")
+            result, other = steps[case], BESIDE[beside]
+        figures = [f"{result[f'ratio_to_{other}']:.1f}", f"{result['share_of_floor']:.2f}"]
+        expected.append([name, beside, *figures])
+    assert expected and table("Speed") == expected
+
+
+def test_figures_of_training():
+    names = {"Qwen3": "qwen3", "Gemma 3": "gemma3", "OLMoE": "olmoe", "gpt-oss": "gpt_oss"}
+    losses = results("compare")
+    expected = [
+        [name, *(f"{losses[arch][o]['val_loss']:.3f}" for o in ("equivariant", "adamw"))]
+        for name, arch in names.items()
+    ]
+    assert table("Results") == expected

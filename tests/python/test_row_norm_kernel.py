@@ -167,24 +167,26 @@ def test_every_layout_and_memory_order(template, support, device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout, shape", LAYOUTS, ids=str)
 def test_layouts(layout, shape, dtype, device):
-    """No layout of whole runs is copied."""
-    fused = layout[0].get("pairs") != "interleaved" or layout[0]["dim"] != -1
+    """None is copied."""
     for more in ({}, {"nesterov": True, "maximize": True}, {"decay": "cautious"}):
         count = _C.kernel_count()
         step = Step(Rule("row_norm"), lr=0.1, layout=layout, **more)
         check_steps(step, shape, dtype, device)
-        assert not fused or _C.kernel_count() > count
+        assert _C.kernel_count() == count + 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout, shape", LAYOUTS, ids=str)
 def test_layouts_of_strided_tensors(layout, shape, dtype, device):
-    """Parameter, gradient and momentum each have strides of their own."""
+    """Parameter, gradient and momentum each have strides of their own; only a flattened row, in
+    pieces then, is the reference's."""
     wide = torch.empty(*shape[:-1], shape[-1] + 3)[..., 1 : 1 + shape[-1]]
     apart = torch.empty(2 * shape[0], *shape[1:])[::2]
     step = Step(Rule("row_norm"), lr=0.1, layout=layout)
     for template, grad_template in [(wide, None), (None, wide), (apart, wide), (wide, apart)]:
+        count = _C.kernel_count()
         check_steps(step, shape, dtype, device, template=template, grad_template=grad_template)
+        assert _C.kernel_count() - count == 2 * (layout != [{"flatten": True}])
 
 
 def test_strided_stacks_are_fused(device):
@@ -202,7 +204,7 @@ def test_strided_stacks_are_fused(device):
                 template=template,
                 grad_template=grad_template,
             )
-            assert _C.kernel_count() > count
+            assert _C.kernel_count() == count + 2
 
 
 @pytest.mark.parametrize(
@@ -297,23 +299,6 @@ def test_steps_are_counted_where_there_is_noise_to_draw(rule, device):
         state = optimizer.state[param]
         assert ("step" in state) == (dtype == torch.bfloat16)
         assert dtype != torch.bfloat16 or float(state["step"]) == 2
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(513, 257), (64, 5000), (100000, 3)], ids=str)
-def test_one_and_two_threads_agree_to_the_bit(shape, dtype, device):
-    start = torch.randn(shape).to(dtype).to(device)
-    grads = [torch.randn(shape).to(dtype).to(device) for _ in range(2)]
-    threads, results = torch.get_num_threads(), []
-    try:
-        for n in (1, 2):
-            torch.set_num_threads(n)
-            results.append(steps(start, grads))
-    finally:
-        torch.set_num_threads(threads)
-    assert results[0][2] == results[1][2] == 2
-    assert torch.equal(results[0][0][-1], results[1][0][-1])
-    assert torch.equal(results[0][1], results[1][1])
 
 
 def test_rows_do_not_see_each_other(device):

@@ -298,24 +298,6 @@ def test_step_with_matrices_of_all_sizes(rule, device):
     check_steps(Step(rule, lr=0.1), (4, 5, 7), torch.float32, device, grads=grads)
 
 
-@pytest.mark.parametrize("shape", [(64, 768), (257, 300), (8, 64, 96)], ids=str)
-@pytest.mark.parametrize("rule", BARE + CENTERED + WITH_ALPHA[::2] + EXACT[::3], ids=rule_id)
-def test_one_and_two_threads_agree_to_the_bit(rule, shape):
-    start, grads = torch.randn(shape), torch.randn(2, *shape)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for n in (1, 2):
-            torch.set_num_threads(n)
-            p = torch.nn.Parameter(start.clone())
-            optimizer = erlangen.Equivariant([{"params": [p], **options_of(Step(rule, lr=0.1))}])
-            for p.grad in grads:
-                optimizer.step()
-            results.append(p)
-    finally:
-        torch.set_num_threads(threads)
-    assert results[0].equal(results[1]) and not results[0].equal(start)
-
-
 @pytest.mark.parametrize("rule", BARE + CENTERED, ids=rule_id)
 def test_zero_gradient_changes_nothing_without_decay(rule, device):
     zeros = [torch.zeros(6, 4, dtype=torch.float64)] * 2

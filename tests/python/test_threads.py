@@ -1,0 +1,83 @@
+"""A step gives the same bits whatever the number of threads: every rule, odd sizes, any memory."""
+
+import erlangen
+import pytest
+import torch
+from erlangen import _C
+from oracles import DTYPES
+from state_helpers import same_bits
+
+TRANSPOSE = {"transpose": True}
+STANDARD, GRAM = {"ns_method": "standard"}, {"ns_method": "gram"}
+WIDE, TALL, SQUARE, SMALL = (65, 1001), (1001, 65), (257, 300), (40, 9, 8)
+
+# By a kernel.
+NORMS = [
+    (options, shape)
+    for options in (
+        {"rule": "row_norm"},
+        {"rule": "row_norm", "nesterov": True, "decay": "cautious"},
+        {"rule": "row_norm", "center": True},
+        {"rule": "column_norm"},
+    )
+    for shape in ((513, 257), (65, 5001), (100_000, 3), (3, 100, 165))
+] + [
+    ({"rule": "row_norm", "layout": [TRANSPOSE, {"pairs": order, "dim": -2}]}, shape)
+    for order in ("interleaved", "concatenated")
+    for shape in ((101, 3002), (7, 130, 302))
+]
+POLAR = [
+    *(({"rule": "spectral", **form}, s) for form in (STANDARD, GRAM) for s in (WIDE, SQUARE)),
+    ({"rule": "spectral", **STANDARD}, SMALL),
+    ({"rule": "spectral"}, TALL),
+    *(({"rule": "right_spectral"}, shape) for shape in (TALL, SQUARE, SMALL)),
+    *(({"rule": "left_spectral"}, shape) for shape in (WIDE, SQUARE, SMALL)),
+]
+# By ATen, wholly or in part.
+OTHERS = [
+    *(
+        ({"rule": "hybrid", "order": order, "center": center}, shape)
+        for order in ("row_then_polar", "polar_then_row")
+        for center in (False, True)
+        for shape in (SQUARE, SMALL)
+    ),
+    *(({"rule": "right_spectral", "center": True}, shape) for shape in (TALL, SMALL)),
+    *(({"rule": "spectral", "alpha": alpha}, WIDE) for alpha in (-0.5, 1.0)),
+    *(({"rule": "right_spectral", "alpha": 1.0}, shape) for shape in ((70_001, 8), SQUARE)),
+    ({"rule": "left_spectral", "momentum_order": "polar_first"}, WIDE),
+    ({"rule": "spectral", "support": "gradient"}, SQUARE),
+    *(({"rule": "adamw"}, shape) for shape in ((70_001,), (513, 257))),
+    ({"rule": "adamw", "decay": "cautious"}, (513, 257)),
+]
+CASES = [(True, *case) for case in NORMS + POLAR] + [(False, *case) for case in OTHERS]
+
+
+def misaligned(x):
+    return x.new_empty(x.numel() + 1)[1:].view_as(x).copy_(x)
+
+
+def apart(x):
+    """Rows that neither begin where a vector does nor follow each other."""
+    *outer, rows, cols = (1, *x.shape)
+    return x.new_empty(*outer, 2 * rows, cols + 3)[..., ::2, 1 : cols + 1].view_as(x).copy_(x)
+
+
+@pytest.mark.parametrize("place", [torch.clone, misaligned, apart])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("by_kernel, options, shape", CASES, ids=str)
+def test_one_and_two_threads_agree_to_the_bit(by_kernel, options, shape, dtype, place):
+    start = torch.randn(shape).to(dtype)
+    grads = [place(torch.randn(shape).to(dtype)) for _ in range(2)]
+    threads, results, runs = torch.get_num_threads(), [], _C.kernel_count()
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            p = torch.nn.Parameter(place(start))
+            optimizer = erlangen.Equivariant([{"params": [p], **options}], lr=0.1)
+            for p.grad in grads:
+                optimizer.step()
+            results.append([p, *optimizer.state[p].values()])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(same_bits, *results)) and not results[0][0].equal(start)
+    assert not by_kernel or _C.kernel_count() - runs == 4
