@@ -4,8 +4,8 @@
 
 Every case runs in turns with torch.optim.AdamW(fused=True) and, where the rule is spectral, the
 Muon of torch and of each peer; where it is another matrix rule, with the reference: the same rule
-by plain ATen operations, the polar iteration in its standard form. All have the same parameters and
-gradients. harness.py says what the figures mean; of cases of several tensors also
+by plain ATen operations, the polar iteration in its standard form with products of the same type.
+All have the same parameters and gradients. harness.py says what the figures mean; of cases of several tensors also
 
 microseconds_each: our time over their number.
 
@@ -69,7 +69,10 @@ GPU_CASES = {
 
 
 def reference(params, options):
-    step = erlangen.Equivariant([{"params": params, **options, "ns_method": "standard"}]).step
+    # By itself the standard form would take bfloat16 on a CPU where one-sided rules take float32.
+    dtype = "float32" if params[0].device.type == "cpu" else "auto"
+    options = {**options, "ns_method": "standard", "ns_dtype": dtype}
+    step = erlangen.Equivariant([{"params": params, **options}]).step
 
     def without_kernels():
         _C.use_kernels(False)
