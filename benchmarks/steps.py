@@ -5,7 +5,8 @@
 Every case runs in turns with torch.optim.AdamW(fused=True) and, where the rule is spectral, the
 Muon of torch and of each peer; where it is another matrix rule, with the reference: the same rule
 by plain ATen operations, the polar iteration in its standard form with products of the same type.
-All have the same parameters and gradients. harness.py says what the figures mean; of cases of several tensors also
+All have the same parameters and gradients. harness.py says what the figures mean; of cases of
+several tensors also
 
 microseconds_each: our time over their number.
 
