@@ -70,7 +70,7 @@ kernels=(
   "row_norm | test_row_norm_kernel.py | test_sizes or test_strides or test_writes_nothing or test_strided_stacks or (test_kernel_and_reference and nesterov and float32-auto and not 70000)"
   "centered_row_norm | test_centered_row_norm_kernel.py | test_oracle or test_strides"
   "column_norm | test_column_norm_kernel.py | test_sizes or test_strides or test_writes_nothing or test_many or (test_oracle and float32 and (4200 or 600))"
-  "polar_update | test_polar_update_kernel.py | test_sizes or test_layouts or test_writes_nothing"
+  "polar_update | test_polar_update_kernel.py | test_sizes or test_layouts or test_writes_nothing or (test_momentum_and_parameter and float32)"
   "polar_iteration | test_polar.py | test_polynomial_of_batches and True and not 1024"
   "symmetric_product | test_symmetric_product.py | test_kernels_for_matrices_that_commute and 129 or test_kernels_for_gram_matrices and 200"
   "symmetric_product_sm90 | test_symmetric_product.py | test_kernels_for_matrices_that_commute and 264 or test_kernels_for_gram_matrices and 264"

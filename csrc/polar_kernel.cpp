@@ -145,11 +145,10 @@ std::optional<Section> section_of(const Bucket& bucket, size_t s,
   section.columns = takes_columns(side, section.k, section.l);
   if (section.columns) std::swap(section.k, section.l);
   const at::Tensor& param = param_of(groups, bucket.members.front().index);
-  section.form.dtype = compute_dtype(param);
-  if (iterates_only(bucket.rule)) {
-    section.form = polar_form(section.form.dtype, bucket.device, side, section.k, section.l,
-                              bucket.rule.polar);
-  }
+  const at::ScalarType compute = compute_dtype(param);
+  section.form = iterates_only(bucket.rule) ? polar_form(compute, bucket.device, side, section.k,
+                                                         section.l, bucket.rule.polar)
+                                            : PolarForm{false, compute};
   for (const MatrixParam& member : bucket.members) {
     const MatrixView& view = member.views[s];
     if (view.count() * view.m() * view.n() == 0) return {};
@@ -360,7 +359,7 @@ bool polar_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& group
     if (!section) return false;
     sections.push_back(std::move(*section));
   }
-  for (Section& section : sections) {  // before anything changes: there may be no room
+  for (Section& section : sections) {  // before anything changes: there may be no room for it
     section.x = empty_matrices({section.matrices, section.k, section.l},
                                at::TensorOptions(bucket.device).dtype(section.form.dtype));
     for (Job& job : section.jobs) {

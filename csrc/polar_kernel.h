@@ -12,7 +12,8 @@ namespace erlangen {
 // polar.h, or the operations of rules.h where a rule has more (hybrid, centering, an alpha,
 // ns_method "exact"). False, with nothing changed, where they do not take it: row_norm and
 // column_norm, polar-first momentum, support "gradient", gradients of another type than their
-// parameters, or rows that the kernels cannot say (Rows, kernel_step.h).
+// parameters, or rows that the kernels cannot say (Rows, kernel_step.h). A matrix's result depends
+// on its batch as polar_iteration.h says; on CUDA the operations of rules.h promise no more.
 bool polar_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& groups);
 
 }  // namespace erlangen

@@ -22,6 +22,7 @@
 
 #include "kernels/cuda/mirror_lower.cuh"
 #include "kernels/cuda/symmetric_product.cuh"
+#include "kernels/cuda/symmetric_product_tiles.h"
 #ifdef ERLANGEN_SM90
 #include "kernels/cuda/symmetric_product_sm90.cuh"
 #endif
@@ -43,8 +44,11 @@ constexpr int64_t kSmallestCutOnCpu = 256;
 constexpr int64_t kStripsOnCuda = 4;
 
 // What our kernels may have for partial sums on CUDA: of thousands of tiles, so that slices of a
-// batch fill the device too. A matrix's sums are at most a quarter of it.
+// batch fill the device too.
 constexpr int64_t kMostWorkspaceBytes = int64_t{256} << 20;
+#ifdef ERLANGEN_CUDA
+static_assert(kernels::cuda::kMostPartialBytes <= kMostWorkspaceBytes / 4);  // those of a matrix
+#endif
 
 bool is_half(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
 
@@ -166,20 +170,7 @@ kernels::cuda::SymmetricProduct arguments(const at::Tensor& out, const at::Tenso
       .dtype = out.scalar_type() == at::kHalf ? kernels::DType::float16 : kernels::DType::bfloat16};
 }
 
-// The same for `count` matrices from `first` on.
-kernels::cuda::SymmetricProduct some_of(kernels::cuda::SymmetricProduct p, int64_t first,
-                                        int64_t count) {
-  const auto from = [&](auto* data, int64_t matrix) {
-    return reinterpret_cast<decltype(data)>(reinterpret_cast<uintptr_t>(data) +
-                                            sizeof(at::Half) * first * matrix);
-  };
-  p.a = from(p.a, p.a_batch), p.b = from(p.b, p.b_batch);
-  p.c = from(p.c, p.c_batch), p.d = from(p.d, p.d_batch);
-  p.batch = count;
-  return p;
-}
-
-// By one of our kernels: what it does, and how many bytes it needs for that.
+// By one of our kernels. `workspace` says how many bytes it needs, in proportion to the batch.
 void by_kernel(const kernels::cuda::SymmetricProduct& product, const at::Tensor& out,
                decltype(kernels::cuda::symmetric_product)* kernel,
                decltype(kernels::cuda::symmetric_product_workspace)* workspace) {
@@ -187,8 +178,9 @@ void by_kernel(const kernels::cuda::SymmetricProduct& product, const at::Tensor&
   const int64_t slice = symmetric_slice(product.batch, bytes);
   const at::Tensor memory = at::empty({slice * bytes}, out.options().dtype(at::kByte));
   for (int64_t first = 0; first < product.batch; first += slice) {
-    C10_CUDA_CHECK(kernel(some_of(product, first, std::min(slice, product.batch - first)),
-                          memory.data_ptr(), c10::cuda::getCurrentCUDAStream(out.get_device())));
+    C10_CUDA_CHECK(
+        kernel(kernels::cuda::some_of(product, first, std::min(slice, product.batch - first)),
+               memory.data_ptr(), c10::cuda::getCurrentCUDAStream(out.get_device())));
   }
   ++products_by_kernel;
 }

@@ -41,7 +41,7 @@ void product_out(const at::Tensor& out, const at::Tensor& c, const at::Tensor& a
                  const at::Tensor& b, double beta, double alpha);
 
 // How many matrices of a batch our kernels take at once, if each needs so many bytes for partial
-// sums: that they stay within 256 MiB. The results do not depend on it.
+// sums: that these stay bounded. The results do not depend on it.
 int64_t symmetric_slice(int64_t batch, int64_t bytes);
 
 // How many symmetric products ran in a kernel of our own. For tests.

@@ -23,10 +23,10 @@
 // Where momentum is stored in fewer bits than are computed with, it is written in the third pass,
 // and each pass computes x from the old one; Nesterov's x needs the gradient in each pass as well.
 //
-// Sums over columns are in double; those of u over 16 rows are rounded when they are stored, as u
-// itself is. Chunks depend on the rows alone and sums on the chunks alone,
-// not on threads or multiprocessors. Sums of floats are nearly exact, so that rows which are equal
-// have a mean which is equal too, and no update.
+// Sums over columns are in double. On CUDA those of u are rounded, as u itself is, after every
+// eight rows, or four of more than 2048 columns. Chunks depend on the rows alone and sums on the
+// chunks alone, not on threads or multiprocessors. Sums of x, which are floats, are nearly exact,
+// so that rows which are equal have a mean which is equal too, and no update.
 //
 // This file holds what the CPU and the CUDA kernel share. Blocks of `inner` rows are the matrices,
 // each centered by itself. Rows have one segment; there is no cautious decay.

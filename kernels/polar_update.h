@@ -108,8 +108,11 @@ ERLANGEN_INLINE int64_t x_cols(const PolarUpdateOptions& options) {
 // 2^-e of a matrix whose largest magnitude has this key (norm_step.h); 1 where x is unscaled.
 template <typename Compute>
 ERLANGEN_INLINE void prescale(const PolarUpdateOptions& options, int32_t key, Compute* scale) {
-  norm_step::prescale(key, scale, -1);
-  if (options.unscaled) *scale = 1;
+  if (options.unscaled) {
+    *scale = 1;
+  } else {
+    norm_step::prescale(key, scale, -1);
+  }
 }
 
 // What the cast matrix is multiplied by, from the sum of its squares and its prescale. Asked of the

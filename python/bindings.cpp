@@ -294,6 +294,12 @@ at::Tensor symmetric_product(const at::Tensor& x, const std::optional<at::Tensor
   TORCH_CHECK_VALUE(x.dim() == 2 && at::isFloatingType(x.scalar_type()), "x has the shape ",
                     x.sizes(), " and dtype ", x.scalar_type(),
                     "; allowed: two dimensions, floating point");
+  TORCH_CHECK_VALUE(!y || (y->sizes() == x.sizes() && y->options().type_equal(x.options())),
+                    "y is not of x's shape, dtype and device");
+  TORCH_CHECK_VALUE(c ? c->sizes() == at::IntArrayRef({x.size(0), x.size(0)}) &&
+                            c->options().type_equal(x.options())
+                      : beta == 0.0,
+                    "c is not n×n of x's dtype and device, and beta is ", beta);
   const at::NoGradGuard no_grad;
   const c10::DeviceGuard guard(x.device());
   // Rows may lie apart, as they do in the iteration.

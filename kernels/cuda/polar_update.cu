@@ -26,6 +26,7 @@ __device__ __forceinline__ Compute matrix_scale(const PolarUpdateOptions& option
                                                 const Team<double>& team,
                                                 const PolarScratch& scratch, int64_t matrix,
                                                 int64_t tiles) {
+  if (options.unscaled) return Compute(1);
   const int32_t* keys = scratch.keys + matrix * tiles;
   int32_t key = 0;
   for (int64_t i = threadIdx.x; i < tiles; i += kPolarThreads) key = ::max(key, keys[i]);

@@ -15,11 +15,11 @@ namespace erlangen::kernels::cuda {
 int64_t polar_update_scratch_bytes(int64_t count, const PolarUpdateOptions& options);
 
 // Momentum of `count` tensors and their matrices' normalisation into x, whose rows must begin at
-// multiples of 16 bytes: three launches (two where x is unscaled), and one for every kPolarTensorsPerCopy tensors
-// (polar_update_tiles.h), which brings their table into the scratch memory. `tensors` is host
-// memory and is copied before the call returns. Nothing waits for the device, so that the call can
-// be captured. A matrix's result depends on the matrix and the options; not on what else is in the
-// call, nor on how it is aligned.
+// multiples of 16 bytes: three launches (two where x is unscaled), and one for every
+// kPolarTensorsPerCopy tensors (polar_update_tiles.h), which brings their table into the scratch
+// memory. `tensors` is host memory and is copied before the call returns. Nothing waits for the
+// device, so that the call can be captured. A matrix's result depends on the matrix and the
+// options; not on what else is in the call, nor on how it is aligned.
 cudaError_t polar_update_prepare(const PolarTensor* tensors, int64_t count,
                                  const PolarUpdateOptions& options, void* scratch,
                                  cudaStream_t stream);

@@ -45,6 +45,17 @@ inline bool symmetric_product_supports(const SymmetricProduct& p) {
          aligned(p.d, p.d_row, p.d_batch) && (p.beta == 0.0f || aligned(p.c, p.c_row, p.c_batch));
 }
 
+// The same product for `count` matrices from `first` on.
+inline SymmetricProduct some_of(SymmetricProduct p, int64_t first, int64_t count) {
+  constexpr int64_t kBytes = 2;  // of an element
+  p.a = static_cast<const char*>(p.a) + kBytes * first * p.a_batch;
+  p.b = static_cast<const char*>(p.b) + kBytes * first * p.b_batch;
+  if (p.c) p.c = static_cast<const char*>(p.c) + kBytes * first * p.c_batch;
+  p.d = static_cast<char*>(p.d) + kBytes * first * p.d_batch;
+  p.batch = count;
+  return p;
+}
+
 // Bytes that the call needs on the device, at a multiple of 16, so many for each matrix; 0 but for
 // sums over long k.
 size_t symmetric_product_workspace(const SymmetricProduct& product);

@@ -14,7 +14,7 @@
 
 namespace erlangen::kernels::cuda {
 
-// A block adds a patch of a tile of 32 x 32, 256 threads with four elements each.
+// A block adds a patch of 32 x 32 of a tile, 256 threads with four elements each.
 constexpr int kPatch = 32;
 constexpr int kPatchRows = 8;
 

@@ -41,7 +41,8 @@ inline bool symmetric_product_sm90_supports(const SymmetricProduct& p) {
   return p.batch * plan.cut.parts * sm90::pairs_of(triangle) < int64_t{1} << 30;
 }
 
-// Bytes that the call needs on the device, at a multiple of 16; 0 but for sums over long k.
+// Bytes that the call needs on the device, at a multiple of 16, so many for each matrix; 0 but for
+// sums over long k.
 size_t symmetric_product_sm90_workspace(const SymmetricProduct& product);
 
 // For devices of compute capability 9.0; others give cudaErrorNoKernelImageForDevice or the like.

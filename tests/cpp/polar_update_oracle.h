@@ -69,8 +69,8 @@ inline PolarUpdateOptions polar_options(const PolarShape& shape, const PolarType
   if (shape.cols % 2 == 0 && seed % 3 == 0) options.segments = 2;
   if (seed % 5 == 0) options.eps = 1e-7;
   if (seed % 11 == 0) options.eps = 1e3;
-  options.unscaled = seed % 7 == 0;
-  if (!kernels::polar_update_supports(options)) options.unscaled = false;
+  const DType compute = types.dtype == DType::float64 ? DType::float64 : DType::float32;
+  options.unscaled = types.product_dtype == compute && seed % 7 == 0;
   return options;
 }
 

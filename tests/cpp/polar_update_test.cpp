@@ -99,6 +99,16 @@ TEST(PolarUpdate, MatchesPlainLoops) {
   }
 }
 
+TEST(PolarUpdate, OnlyTheComputeTypeIsUnscaled) {
+  for (const PolarTypes& types : polar_types()) {
+    PolarUpdateOptions options = polar_options(1, 3, 4, types);
+    EXPECT_TRUE(erlangen::kernels::polar_update_supports(options));
+    options.unscaled = true;
+    const DType compute = types.dtype == DType::float64 ? DType::float64 : DType::float32;
+    EXPECT_EQ(erlangen::kernels::polar_update_supports(options), types.product_dtype == compute);
+  }
+}
+
 TEST(PolarUpdate, TheOrderOfBlocksDoesNotMatter) {
   for (const bool transposed : {false, true}) {
     PolarUpdateOptions options =
