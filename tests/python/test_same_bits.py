@@ -41,9 +41,7 @@ POLAR = [
     ({"rule": "spectral", "decay": "cautious", "stochastic_rounding": True}, SQUARE),
     *(({"rule": "right_spectral"}, shape) for shape in (TALL, SQUARE, SMALL)),
     *(({"rule": "left_spectral"}, shape) for shape in (WIDE, SQUARE, SMALL)),
-]
-# By ATen, wholly or in part.
-OTHERS = [
+    # With ATen's operations in between.
     *(
         ({"rule": "hybrid", "order": order, "center": center}, shape)
         for order in ("row_then_polar", "polar_then_row")
@@ -53,6 +51,8 @@ OTHERS = [
     *(({"rule": "right_spectral", "center": True}, shape) for shape in (TALL, SMALL)),
     *(({"rule": "spectral", "alpha": alpha}, WIDE) for alpha in (-0.5, 1.0)),
     *(({"rule": "right_spectral", "alpha": 1.0}, shape) for shape in ((70_001, 8), SQUARE)),
+]
+OTHERS = [
     ({"rule": "left_spectral", "momentum_order": "polar_first"}, WIDE),
     ({"rule": "spectral", "support": "gradient"}, SQUARE),
     *(({"rule": "adamw"}, shape) for shape in ((70_001,), (513, 257))),
