@@ -41,7 +41,9 @@ POLAR = [
     ({"rule": "spectral", "decay": "cautious", "stochastic_rounding": True}, SQUARE),
     *(({"rule": "right_spectral"}, shape) for shape in (TALL, SQUARE, SMALL)),
     *(({"rule": "left_spectral"}, shape) for shape in (WIDE, SQUARE, SMALL)),
-    # With ATen's operations in between.
+]
+# By the same kernels, with ATen's operations in between.
+MORE = [
     *(
         ({"rule": "hybrid", "order": order, "center": center}, shape)
         for order in ("row_then_polar", "polar_then_row")
@@ -58,7 +60,7 @@ OTHERS = [
     *(({"rule": "adamw"}, shape) for shape in ((70_001,), (513, 257))),
     ({"rule": "adamw", "decay": "cautious"}, (513, 257)),
 ]
-CASES = [(True, *case) for case in NORMS + POLAR] + [(False, *case) for case in OTHERS]
+CASES = [(True, *case) for case in NORMS + POLAR + MORE] + [(False, *case) for case in OTHERS]
 
 
 def misaligned(x):
