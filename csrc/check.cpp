@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <unordered_map>
 
@@ -271,7 +272,43 @@ void check_param_names(const EquivariantOptions& options, size_t params, const s
                     " names for ", params, " parameters; allowed: one each, or none");
 }
 
-void check_no_duplicates(const std::vector<std::vector<at::Tensor>>& params_of_groups) {
+namespace {
+
+// A parameter's memory, if it is a range without gaps; of others only the first element.
+struct Range {
+  const char *begin, *end;
+  size_t group, param;
+};
+
+void check_no_overlaps(const std::vector<std::vector<at::Tensor>>& params_of_groups) {
+  std::vector<Range> ranges;
+  for (size_t g = 0; g < params_of_groups.size(); ++g) {
+    for (size_t p = 0; p < params_of_groups[g].size(); ++p) {
+      const at::Tensor& t = params_of_groups[g][p];
+      const bool has_memory = t.defined() && t.layout() == at::kStrided &&
+                              (t.is_cpu() || t.is_cuda()) && t.has_storage() &&
+                              t.storage().nbytes() > 0 && t.numel() > 0 &&
+                              !t.unsafeGetTensorImpl()->is_python_dispatch();
+      if (!has_memory || !t.requires_grad()) continue;
+      const auto* begin = static_cast<const char*>(t.const_data_ptr());
+      const int64_t elements = t.is_non_overlapping_and_dense() ? t.numel() : 1;
+      ranges.push_back({begin, begin + elements * t.element_size(), g, p});
+    }
+  }
+  std::stable_sort(ranges.begin(), ranges.end(),
+                   [](const Range& a, const Range& b) { return std::less<>()(a.begin, b.begin); });
+  for (size_t i = 1; i < ranges.size(); ++i) {
+    const Range &last = ranges[i - 1], &next = ranges[i];
+    TORCH_CHECK_VALUE(!std::less<>()(next.begin, last.end), "param_groups[", next.group,
+                      "], parameter ", next.param, " lies in the memory of param_groups[",
+                      last.group, "], parameter ", last.param,
+                      "; allowed: memory of its own for each (tied weights are one parameter)");
+  }
+}
+
+}  // namespace
+
+void check_params_apart(const std::vector<std::vector<at::Tensor>>& params_of_groups) {
   std::unordered_map<const void*, std::pair<size_t, size_t>> seen;
   for (size_t g = 0; g < params_of_groups.size(); ++g) {
     for (size_t p = 0; p < params_of_groups[g].size(); ++p) {
@@ -283,6 +320,7 @@ void check_no_duplicates(const std::vector<std::vector<at::Tensor>>& params_of_g
                         "; allowed: each parameter once (tied weights are one)");
     }
   }
+  check_no_overlaps(params_of_groups);
 }
 
 }  // namespace erlangen

@@ -63,7 +63,9 @@ void check_state_complete(const EquivariantParamState& state, const at::Tensor& 
 // Raises c10::ValueError when some but not all of a group's parameters have a name.
 void check_param_names(const EquivariantOptions& options, size_t params, const std::string& where);
 
-// Raises c10::ValueError when a tensor stands twice among the parameters of all groups.
-void check_no_duplicates(const std::vector<std::vector<at::Tensor>>& params_of_groups);
+// Raises c10::ValueError when a tensor stands twice among the parameters of all groups, or two that
+// require gradients lie in the same memory. Of a parameter with gaps in its memory only the first
+// element is looked at.
+void check_params_apart(const std::vector<std::vector<at::Tensor>>& params_of_groups);
 
 }  // namespace erlangen

@@ -110,9 +110,12 @@ class Steps {
     const int64_t inner = size / dims.front().size;  // what one index of the outermost covers
     int64_t begin = 0;
     std::vector<MatrixView> result;
+    TORCH_CHECK_VALUE(
+        std::all_of(step.sizes.begin(), step.sizes.end(), [](auto n) { return n > 0; }), where_,
+        ": layout: sections must be positive, got ", at::IntArrayRef(step.sizes));
     for (int64_t part : step.sizes) {
-      TORCH_CHECK_VALUE(part > 0, where_, ": layout: sections must be positive, got ",
-                        at::IntArrayRef(step.sizes));
+      TORCH_CHECK_VALUE(part <= size - begin, where_, ": layout: sections ",
+                        at::IntArrayRef(step.sizes), " add up to more than the size ", size);
       TORCH_CHECK_VALUE(part % inner == 0, where_, ": layout: section ", part,
                         " cuts through parts of an earlier step");
       MatrixView section = view;

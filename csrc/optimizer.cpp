@@ -43,7 +43,7 @@ void check_groups(const std::vector<OptimizerParamGroup>& groups) {
   TORCH_CHECK_VALUE(!groups.empty(), "param_groups is empty; allowed: at least one group");
   std::vector<std::vector<at::Tensor>> params;
   for (const auto& group : groups) params.push_back(group.params());
-  check_no_duplicates(params);
+  check_params_apart(params);
 }
 
 std::vector<OptimizerParamGroup> completed(const std::vector<OptimizerParamGroup>& groups,

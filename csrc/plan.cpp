@@ -71,6 +71,9 @@ void Plan::make(const std::vector<StepGroup>& groups, const std::vector<GroupSou
   std::vector<Bucket> buckets;
   std::vector<ParamIndex> adamw;
   std::vector<at::Device> devices;
+  std::vector<std::vector<at::Tensor>> params;
+  for (const StepGroup& group : groups) params.push_back(group.params);
+  check_params_apart(params);
   int64_t position = 0;
   for (size_t g = 0; g < groups.size(); ++g) {
     const GroupSource& source = sources[g];

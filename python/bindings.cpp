@@ -30,6 +30,13 @@ using erlangen::EquivariantParamState;
 
 std::string shown(py::handle value) { return std::string(py::repr(value)); }
 
+// Clears a TypeError, which says that a value with a number's methods is no number (numpy's
+// arrays).
+void clear_type_error() {
+  if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
+  PyErr_Clear();
+}
+
 // Python's plain values, numbers of other packages (numpy), and tensors of one element as the
 // number they hold.
 c10::IValue to_ivalue(const std::string& name, py::handle value) {
@@ -37,8 +44,9 @@ c10::IValue to_ivalue(const std::string& name, py::handle value) {
   if (py::isinstance<py::bool_>(value)) return value.cast<bool>();
   if (THPVariable_Check(value.ptr())) {
     const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
-    TORCH_CHECK_VALUE(tensor.numel() == 1 && !tensor.is_complex(), name, " is ", shown(value),
-                      "; allowed: a number or a tensor that holds one real number");
+    TORCH_CHECK_VALUE(
+        tensor.numel() == 1 && !tensor.is_complex() && tensor.scalar_type() != at::kBool, name,
+        " is ", shown(value), "; allowed: a number or a tensor that holds one real number");
     return tensor.item().toDouble();
   }
   if (py::isinstance<py::str>(value)) return value.cast<std::string>();
@@ -57,14 +65,19 @@ c10::IValue to_ivalue(const std::string& name, py::handle value) {
     return dict;
   }
   if (PyIndex_Check(value.ptr())) {
-    const auto number = py::reinterpret_steal<py::int_>(PyNumber_Index(value.ptr()));
-    int overflow = 0;
-    const int64_t result = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
-    TORCH_CHECK_VALUE(!overflow, name, " is ", shown(value), "; allowed: ints of 64 bits");
-    return result;
+    if (const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()))) {
+      int overflow = 0;
+      const int64_t result = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
+      TORCH_CHECK_VALUE(!overflow, name, " is ", shown(value), "; allowed: ints of 64 bits");
+      return result;
+    }
+    clear_type_error();
   }
   if (PyFloat_Check(value.ptr()) || py::hasattr(value, "__float__")) {
-    return py::float_(py::reinterpret_borrow<py::object>(value)).cast<double>();
+    if (const auto number = py::reinterpret_steal<py::object>(PyNumber_Float(value.ptr()))) {
+      return number.cast<double>();
+    }
+    clear_type_error();
   }
   TORCH_CHECK_TYPE(!THPDtype_Check(value.ptr()), name, " is ", shown(value),
                    "; allowed: its name, a str such as \"bfloat16\"");
@@ -332,7 +345,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   def(m, "check_group", &check_group, "Raises for a group that no step can take.");
   def(m, "check_states", &check_states,
       "Raises for loaded state that does not fit its parameters.");
-  def(m, "check_no_duplicates", &erlangen::check_no_duplicates);
+  def(m, "check_params_apart", &erlangen::check_params_apart);
   def(m, "explain", &explain);
   def(m, "role_names", &erlangen::role_names);
   def(m, "option_names", &EquivariantOptions::names);

@@ -35,6 +35,8 @@ def _as_list(params, where: str) -> list:
         return [params]
     if isinstance(params, set):
         raise TypeError(f"{where}: params is a set, which has no order; allowed: a list")
+    if isinstance(params, str) or not isinstance(params, Iterable):
+        raise TypeError(f"{where}: params is {params!r}; allowed: a tensor or a list of tensors")
     return list(params)
 
 
@@ -67,6 +69,13 @@ def _refuse_foreign(groups: list[dict], live: list[dict]) -> None:
             raise ValueError(f"{where} an Adam's; allowed with rule {rule!r}: torch.optim.Muon's")
         if group.get("adjust_lr_fn", "") is None:
             raise ValueError(f"{where} torch.optim.Muon's; allowed: to load it into erlangen.Muon")
+        foreign = group.keys() - (_OPTIONS.keys() | _OTHER_KEYS | _OF_GROUP)
+        if foreign and group.keys().isdisjoint({"rule", "amsgrad", "ns_coefficients"}):
+            raise ValueError(
+                f"{where} another optimizer's, with {', '.join(sorted(map(str, foreign)))}; "
+                "allowed: Equivariant's, torch.optim.AdamW's and, in erlangen.Muon, "
+                "torch.optim.Muon's"
+            )
 
 
 class Equivariant(Optimizer):
@@ -193,7 +202,7 @@ class Equivariant(Optimizer):
         if not tensors:
             raise ValueError(f"{where} has no parameters; allowed: at least one")
         if all(isinstance(p, torch.Tensor) for p in tensors):  # else torch says so below
-            _C.check_no_duplicates([g["params"] for g in self.param_groups] + [tensors])
+            _C.check_params_apart([g["params"] for g in self.param_groups] + [tensors])
         super().add_param_group(self._with_names(group))
         try:  # here, because the group now has all its options
             _C.check_group(self.param_groups[-1], len(self.param_groups) - 1)
@@ -233,6 +242,15 @@ class Equivariant(Optimizer):
             for key in ("param_groups", "state"):
                 if key not in loaded:
                     raise ValueError(f"the state dict has no {key!r}, but {list(loaded)[:5]}")
+            if not isinstance(loaded["param_groups"], (list, tuple)):
+                raise ValueError("param_groups of the state dict is no list; allowed: a list")
+            for index, group in enumerate(loaded["param_groups"]):
+                params = group.get("params") if isinstance(group, dict) else None
+                if not isinstance(params, (list, tuple)):
+                    raise ValueError(
+                        f"param_groups[{index}] of the state dict is {group!r:.100}; allowed: a "
+                        "dict with a list of params"
+                    )
             groups = [self._translated(group) for group in loaded["param_groups"]]
             _refuse_foreign(groups, self.param_groups)
             for group, live in zip(groups, self.param_groups, strict=False):  # torch counts them

@@ -15,6 +15,16 @@ from state_helpers import Picture, gradients, run, set_grads
 nan, inf = math.nan, math.inf
 HEADS = [{"heads": 2, "dim": -2}]
 
+
+class NoNumber:
+    """As numpy's arrays: with a number's methods, which refuse."""
+
+    def __index__(self):
+        raise TypeError("not one element")
+
+    __float__ = __index__
+
+
 # option, value, error, what the message must contain besides the option's name.
 VALUES = [
     ("rule", "polar", ValueError, ["polar", "spectral", "row_norm", "adamw"]),
@@ -40,6 +50,8 @@ VALUES = [
     ("lr", torch.tensor(-1e-3), ValueError, ["-0.001", ">= 0"]),
     ("lr", torch.tensor([1e-3, 2e-3]), ValueError, ["0.0010, 0.0020", "one real number"]),
     ("lr", torch.tensor(1j), ValueError, ["1.j", "one real number"]),
+    ("lr", torch.tensor(True), ValueError, ["True", "one real number"]),
+    ("lr", NoNumber(), TypeError, ["NoNumber", "float"]),
     ("lr", ..., TypeError, ["Ellipsis", "float"]),
     ("lr_scale", -1.0, ValueError, ["-1", ">= 0"]),
     ("lr_scale", nan, ValueError, ["nan", "finite"]),
@@ -90,6 +102,7 @@ VALUES = [
     ("layout", [{"heads": "two", "dim": -2}], TypeError, ["two", "int"]),
     ("layout", [{"sections": [3, 4], "dim": -2}], ValueError, ["[3, 4]", "7", "8"]),
     ("layout", [{"sections": [9, -1], "dim": -2}], ValueError, ["[9, -1]", "positive"]),
+    ("layout", [{"sections": [2**63 - 1] * 2 + [10], "dim": -2}], ValueError, ["more than", "8"]),
     ("layout", [{"sections": [], "dim": -2}], ValueError, ["[]", "8"]),
     ("layout", [{"sections": 8, "dim": -2}], TypeError, ["8", "list of int"]),
     ("layout", [{"pairs": "mixed", "dim": -2}], ValueError, ["mixed", "concatenated"]),

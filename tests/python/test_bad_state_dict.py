@@ -40,6 +40,9 @@ BAD_STATE_DICTS = {
     "a group more": (change(lambda s: s["param_groups"].append(s["param_groups"][0])), ["group"]),
     "a parameter less": (change(lambda s: s["param_groups"][0]["params"].pop()), ["group"]),
     "group without params": (change(lambda s: s["param_groups"][0].pop("params")), ["params"]),
+    "params that are no list": (set_path("param_groups", 1, "params", 3), ["[1]", "list of"]),
+    "a group that is none": (set_path("param_groups", 1, 3), ["param_groups[1]", "3", "dict"]),
+    "groups that are none": (set_path("param_groups", 3), ["param_groups", "list"]),
     "momentum of another shape": (
         set_path("state", 0, "momentum_buffer", torch.ones(6, 8)),
         ["param_groups[0], parameter 0", "momentum_buffer", "[6, 8]", "[8, 6]"],
@@ -121,8 +124,10 @@ def test_state_dict(case, live):
         (lambda p: torch.optim.Muon([p]), ["torch.optim.Muon", "erlangen.Muon"]),
         (lambda p: torch.optim.Adam([p], weight_decay=0.1), ["AdamW"]),
         (lambda p: torch.optim.RAdam([p]), ["AdamW"]),
+        (lambda p: torch.optim.RMSprop([p]), ["another optimizer's", "centered", "AdamW's"]),
+        (lambda p: torch.optim.Adamax([p]), ["another optimizer's", "foreach", "AdamW's"]),
     ],
-    ids=["momentum", "SGD", "AdamW", "Muon", "Adam", "RAdam"],
+    ids=["momentum", "SGD", "AdamW", "Muon", "Adam", "RAdam", "RMSprop", "Adamax"],
 )
 @pytest.mark.parametrize("steps", [0, 1])
 def test_state_dict_of_another_optimizer(other, words, steps):
@@ -138,6 +143,14 @@ def test_state_dict_of_another_optimizer(other, words, steps):
         lambda: optimizer.load_state_dict(other.state_dict()),
     )
     Picture(optimizer).assert_same(before)
+
+
+def test_options_that_a_state_dict_lacks():
+    """They keep their value, a rule too; as in a dict made by hand."""
+    optimizer = erlangen.RowNorm([nn.Parameter(torch.randn(4, 4))], lr=0.5)
+    optimizer.load_state_dict({"state": {}, "param_groups": [{"params": (0,), "momentum": 0.5}]})
+    (group,) = optimizer.param_groups
+    assert (group["rule"], group["lr"], group["momentum"]) == ("row_norm", 0.5, 0.5)
 
 
 def test_whole_checkpoint_instead_of_the_optimizers():

@@ -162,6 +162,8 @@ BAD_GROUPS = {
         ["no parameters"],
     ),
     "a set": (lambda: {"params": {parameter()}, "rule": "spectral"}, TypeError, ["order"]),
+    "None": (lambda: {"params": None, "rule": "spectral"}, TypeError, ["params is None", "list"]),
+    "a word": (lambda: {"params": "abc", "rule": "spectral"}, TypeError, ["params is 'abc'"]),
     "a list": (lambda: [parameter()], TypeError, ["dict", "list"]),
 }
 

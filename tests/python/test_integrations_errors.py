@@ -31,6 +31,40 @@ def test_tied_head_declared_twice():
     raises(ValueError, words, lambda: erlangen.Equivariant(groups))
 
 
+@pytest.mark.parametrize("other", [lambda w: w, lambda w: w[:4], lambda w: w.T])
+def test_head_tied_by_its_data(other):
+    """Two parameters over one memory, whose steps would write it at the same time."""
+    w = torch.randn(8, 6)
+    params = [nn.Parameter(w), nn.Parameter(other(w))]
+    words = ["in the memory of param_groups[0], parameter 0", "tied"]
+    raises(ValueError, ["parameter 1", *words], lambda: erlangen.RowNorm(params))
+    optimizer = erlangen.RowNorm(params[:1])
+    again = {"params": params[1:], "rule": "row_norm"}
+    raises(ValueError, ["param_groups[1]", *words], lambda: optimizer.add_param_group(again))
+    optimizer.param_groups[0]["params"].append(params[1])
+    for p in params:
+        p.grad = torch.ones_like(p)
+    before = w.clone()
+    raises(ValueError, ["parameter 1", *words], optimizer.step)
+    assert torch.equal(w, before)
+
+
+def test_parameters_side_by_side_in_one_memory():
+    """As after flattening: rows, columns and slices of one tensor; and parameters of no memory, or
+    that nothing writes."""
+    w = torch.randn(12, 6)
+    params = [nn.Parameter(w[:4]), nn.Parameter(w[4:, :2]), nn.Parameter(w[4:, 2:])]
+    freed = [nn.Parameter(torch.randn(4, 6)) for _ in range(2)]
+    for p in freed:
+        p.untyped_storage().resize_(0)
+    meta = [nn.Parameter(torch.empty(4, 6, device="meta")) for _ in range(2)]
+    frozen = nn.Parameter(w[:4], requires_grad=False)
+    optimizer = erlangen.RowNorm([*params, *freed, *meta, frozen])
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+
+
 def test_head_that_only_the_config_ties():
     """As after a new tensor was assigned to one of the two."""
     model = language_model(tie_word_embeddings=True)
