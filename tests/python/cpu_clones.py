@@ -12,12 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import erlangen
-import torch
 
 LIBRARY = Path(erlangen.__file__).parent / "lib/liberlangen.so"
 LEVELS = ["default", "arch_x86_64_v3", "arch_x86_64_v4"] * (platform.machine() == "x86_64")
-# What torch says of this machine, which asks for the same features: the first so many run on it.
-SUPPORTED = LEVELS[: {"AVX2": 2, "AVX512": 3}.get(torch.backends.cpu.get_cpu_capability(), 1)]
 
 
 def _output(*command) -> str:
@@ -33,6 +30,7 @@ def clones() -> dict[str, dict]:
         flags=re.M,
     )
     slots = {int(resolver, 16): int(slot, 16) for slot, resolver in relocations}
+    assert len(slots) == len(relocations)  # else some calls would go on as before
     found = {}
     for address, kernel, part in symbols:
         if part == "resolver":
@@ -42,11 +40,25 @@ def clones() -> dict[str, dict]:
     return {kernel: parts for kernel, parts in found.items() if "slot" in parts}
 
 
+def _base() -> int:
+    """Where the loader has put the library."""
+    maps, path = Path("/proc/self/maps").read_text(), re.escape(str(LIBRARY.resolve()))
+    return int(re.search(rf"^(\w+)-\w+ \S+ 0+ .* {path}$", maps, flags=re.M)[1], 16)
+
+
+def supported() -> list[str]:
+    """Up to the one that the loader has chosen for this machine."""
+    if not LEVELS:
+        return []
+    base, parts = _base(), next(iter(clones().values()))
+    chosen = ctypes.c_uint64.from_address(base + parts["slot"]).value - base
+    return LEVELS[: 1 + [parts[level] for level in LEVELS].index(chosen)]
+
+
 @contextmanager
 def running(level: str):
     """Every kernel as it was compiled for this instruction set."""
-    maps = Path("/proc/self/maps").read_text()
-    base = int(re.search(rf"^(\w+)-\w+ \S+ 0+ .* {LIBRARY}$", maps, flags=re.M)[1], 16)
+    base = _base()
     before = {}
     for parts in clones().values():
         slot = base + parts["slot"]
@@ -63,3 +75,6 @@ def running(level: str):
     finally:
         for slot, address in before.items():
             ctypes.c_uint64.from_address(slot).value = address
+
+
+SUPPORTED = supported()
