@@ -1,8 +1,9 @@
 // The column-norm step on the CPU. The formula and its passes stand in kernels/column_norm.h.
 //
 // Columns that lie side by side fill the vectors. The first pass goes through blocks of 16 rows and
-// 1024 columns: a block's direction stays in the cache from its largest magnitudes to its squares,
-// and a column's 16 squares join the sum of the chunk. No product is contracted with a
+// 1024 columns, which the second-level cache has by then, and in a block through strips of 64
+// columns: a strip's direction stays in the first-level cache from its largest magnitudes to its
+// squares, and a column's 16 squares join the sum of the chunk. No product is contracted with a
 // sum, so that every instruction set below gives the same bits.
 
 #if defined(__GNUC__) && !defined(__clang__)
@@ -45,10 +46,10 @@ struct Row {
                  row * t.momentum_stride + col) {}
 };
 
-constexpr int64_t kStrip = 64;  // columns between prefetches
+constexpr int64_t kStrip = 64;  // columns
 constexpr int64_t kBytesAhead = 1024;
 
-// Asks the next cache but one for a strip. A hint: it may lie past the buffer's end.
+// Asks the second-level cache for a strip. A hint: it may lie past the buffer's end.
 template <typename T>
 ERLANGEN_INLINE void prefetch(const T* strip) {
   const char* first = reinterpret_cast<const char*>(strip);
@@ -59,61 +60,68 @@ ERLANGEN_INLINE void prefetch(const T* strip) {
 
 // ---- First pass
 
-template <bool kStores, bool kNesterov, typename Param, typename Momentum, typename Compute>
-ERLANGEN_INLINE void take_gradient(const Param* __restrict__ grad, Momentum* __restrict__ momentum,
-                                   Compute* __restrict__ direction, int32_t* __restrict__ keys,
-                                   int64_t cols, const norm_step::Scalars<Compute>& s) {
-  for (int64_t c = 0; c < cols; ++c) {
-    const Compute g = load(grad[c]);
-    const Compute m = norm_step::blend(s, static_cast<Compute>(load(momentum[c])), g);
-    const Compute x = kNesterov ? norm_step::blend(s, m, g) : m;
-    if (kStores) store(m, &momentum[c]);
-    direction[c] = x;
-    keys[c] = std::max(keys[c], norm_step::magnitude_key(x));
+// Adds a strip of a block, at most kBlockRows x kStrip elements from `first` on, to the chunk's
+// sums: directions and largest magnitudes, then squares under the scale of these. Meanwhile it asks
+// for the strip at `next`. kCols is 0 or the number of columns, known to the compiler.
+template <bool kStores, bool kNesterov, int64_t kCols, typename Param, typename Momentum,
+          typename Compute>
+ERLANGEN_INLINE void sum_strip(const ColumnNormTensor& t, const Row<Param, Momentum>& first,
+                               const Row<Param, Momentum>& next, int64_t rows, int64_t cols,
+                               const norm_step::Scalars<Compute>& s, Compute* __restrict__ squares,
+                               int32_t* __restrict__ keys) {
+  alignas(kCacheLine) Compute direction[kBlockRows * kStrip];
+  alignas(kCacheLine) int32_t strip_keys[kStrip];
+  alignas(kCacheLine) Compute scales[kStrip];
+  alignas(kCacheLine) Compute strip_squares[kStrip];
+  if (kCols) cols = kCols;
+  for (int64_t c = 0; c < cols; ++c) strip_keys[c] = keys[c];
+  for (int64_t r = 0; r < rows; ++r) {
+    const Param* __restrict__ grad = first.grad + r * t.grad_stride;
+    Momentum* __restrict__ momentum = first.momentum + r * t.momentum_stride;
+    prefetch(next.grad + r * t.grad_stride);
+    prefetch(next.momentum + r * t.momentum_stride);
+    for (int64_t c = 0; c < cols; ++c) {
+      const Compute g = load(grad[c]);
+      const Compute m = norm_step::blend(s, static_cast<Compute>(load(momentum[c])), g);
+      const Compute x = kNesterov ? norm_step::blend(s, m, g) : m;
+      if (kStores) store(m, &momentum[c]);
+      direction[r * kStrip + c] = x;
+      strip_keys[c] = std::max(strip_keys[c], norm_step::magnitude_key(x));
+    }
   }
+  for (int64_t c = 0; c < cols; ++c) {
+    squares[c] = column_norm::rescaled(squares[c], keys[c], strip_keys[c]);
+    keys[c] = strip_keys[c];
+    norm_step::prescale(strip_keys[c], &scales[c]);
+    strip_squares[c] = 0;
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) {
+      const Compute y = direction[r * kStrip + c] * scales[c];
+      strip_squares[c] += y * y;
+    }
+  }
+  for (int64_t c = 0; c < cols; ++c) squares[c] += strip_squares[c];
 }
 
-// Adds a block of at most kBlockRows x kBlockCols elements to the chunk's sums. Meanwhile it asks
-// for the block whose first elements are at `next`: gradients while it reads memory itself, momenta
-// while it does not.
+// Adds a block of at most kBlockRows x kBlockCols elements to the chunk's sums and asks for the
+// block that begins at next_row and next_col.
 template <bool kStores, bool kNesterov, typename Param, typename Momentum, typename Compute>
 ERLANGEN_INLINE void sum_block(const ColumnNormTensor& t, const ColumnNormBlock& b,
-                               const Row<Param, Momentum>& next,
+                               int64_t next_row, int64_t next_col,
                                const norm_step::Scalars<Compute>& s, Compute* __restrict__ squares,
                                int32_t* __restrict__ keys) {
   const int64_t rows = b.row_end - b.row_begin;
   const int64_t cols = b.col_end - b.col_begin;
-  alignas(kCacheLine) Compute direction[kBlockRows * kBlockCols];
-  alignas(kCacheLine) int32_t block_keys[kBlockCols];
-  alignas(kCacheLine) Compute scales[kBlockCols];
-  alignas(kCacheLine) Compute block_squares[kBlockCols];
-  for (int64_t c = 0; c < cols; ++c) block_keys[c] = keys[c];
-  for (int64_t r = 0; r < rows; ++r) {
-    const Row<Param, Momentum> row(t, b.matrix, b.row_begin + r, b.col_begin);
-    for (int64_t c = 0; c < cols; c += kStrip) {
-      prefetch(next.grad + r * t.grad_stride + c);
-      take_gradient<kStores, kNesterov>(row.grad + c, row.momentum + c,
-                                        direction + r * kBlockCols + c, block_keys + c,
-                                        std::min(kStrip, cols - c), s);
+  for (int64_t c = 0; c < cols; c += kStrip) {
+    const Row<Param, Momentum> first(t, b.matrix, b.row_begin, b.col_begin + c);
+    const Row<Param, Momentum> next(t, b.matrix, next_row, next_col + c);
+    if (cols - c >= kStrip) {
+      sum_strip<kStores, kNesterov, kStrip>(t, first, next, rows, kStrip, s, squares + c, keys + c);
+    } else {
+      sum_strip<kStores, kNesterov, 0>(t, first, next, rows, cols - c, s, squares + c, keys + c);
     }
   }
-  for (int64_t c = 0; c < cols; ++c) {
-    squares[c] = column_norm::rescaled(squares[c], keys[c], block_keys[c]);
-    keys[c] = block_keys[c];
-    norm_step::prescale(block_keys[c], &scales[c]);
-    block_squares[c] = 0;
-  }
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t strip = 0; strip < cols; strip += kStrip) {
-      prefetch(next.momentum + r * t.momentum_stride + strip);
-      const int64_t end = std::min(strip + kStrip, cols);
-      for (int64_t c = strip; c < end; ++c) {
-        const Compute y = direction[r * kBlockCols + c] * scales[c];
-        block_squares[c] += y * y;
-      }
-    }
-  }
-  for (int64_t c = 0; c < cols; ++c) squares[c] += block_squares[c];
 }
 
 template <bool kStores, bool kNesterov, typename Param, typename Momentum, typename Compute>
@@ -134,9 +142,10 @@ ERLANGEN_INLINE void sum(const ColumnNormTensor& t, const ColumnNormOptions& o,
         const ColumnNormBlock block = {b.matrix, row, std::min(row + kBlockRows, end), col,
                                        std::min(col + kBlockCols, b.col_end)};
         const bool across = block.col_end < b.col_end;
-        const Row<Param, Momentum> next(t, b.matrix, across ? row : row + kBlockRows,
-                                        across ? block.col_end : b.col_begin);
-        sum_block<kStores, kNesterov>(t, block, next, s, squares + col, keys + col);
+        const int64_t next_row = across ? row : row + kBlockRows;
+        const int64_t next_col = across ? block.col_end : b.col_begin;
+        sum_block<kStores, kNesterov, Param, Momentum>(t, block, next_row, next_col, s,
+                                                       squares + col, keys + col);
       }
     }
   }
