@@ -140,8 +140,8 @@ struct Units {
       uint64_t gradient_bits = 0;
       for (int64_t c = 0; c < cols; c += kStrip) {
         const int64_t count = std::min(kStrip, cols - c);
-        prefetch(row.momentum + c, 2 * kBytesAhead);
-        if (reads_grad) prefetch(row.grad + c, 2 * kBytesAhead);
+        prefetch(row.momentum + c, kBytesAhead);
+        if (reads_grad) prefetch(row.grad + c, kBytesAhead);
         const Compute* __restrict__ mean = chunk.scratch.mean + c;
         take_again<false>(row.grad + c, row.momentum + c, direction + c, count, s, options.nesterov,
                           [&](int64_t i, Compute x) ERLANGEN_INLINE_LAMBDA {

@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "prefetch.h"
 #include "storage.h"
 
 namespace erlangen::kernels::cpu {
@@ -24,7 +25,6 @@ namespace {
 
 constexpr int64_t kBlockRows = 16;
 constexpr int64_t kBlockCols = 1024;
-constexpr int64_t kCacheLine = 64;
 
 int64_t chunks_of(const ColumnNormOptions& options) {
   return (options.rows + kColumnNormChunkRows - 1) / kColumnNormChunkRows;
@@ -46,18 +46,6 @@ struct Row {
                  row * t.momentum_stride + col) {}
 };
 
-constexpr int64_t kStrip = 64;  // columns
-constexpr int64_t kBytesAhead = 1024;
-
-// Asks the second-level cache for a strip. A hint: it may lie past the buffer's end.
-template <typename T>
-ERLANGEN_INLINE void prefetch(const T* strip) {
-  const char* first = reinterpret_cast<const char*>(strip);
-  for (int64_t b = 0; b < kStrip * static_cast<int64_t>(sizeof(T)); b += kCacheLine) {
-    __builtin_prefetch(first + b, 0, 2);
-  }
-}
-
 // ---- First pass
 
 // Adds a strip of a block, at most kBlockRows x kStrip elements from `first` on, to the chunk's
@@ -78,8 +66,8 @@ ERLANGEN_INLINE void sum_strip(const ColumnNormTensor& t, const Row<Param, Momen
   for (int64_t r = 0; r < rows; ++r) {
     const Param* __restrict__ grad = first.grad + r * t.grad_stride;
     Momentum* __restrict__ momentum = first.momentum + r * t.momentum_stride;
-    prefetch(next.grad + r * t.grad_stride);
-    prefetch(next.momentum + r * t.momentum_stride);
+    prefetch(next.grad + r * t.grad_stride, 0);
+    prefetch(next.momentum + r * t.momentum_stride, 0);
     for (int64_t c = 0; c < cols; ++c) {
       const Compute g = load(grad[c]);
       const Compute m = norm_step::blend(s, static_cast<Compute>(load(momentum[c])), g);
@@ -218,9 +206,9 @@ ERLANGEN_INLINE void update(const ColumnNormTensor& t, const ColumnNormOptions& 
     for (int64_t col = b.col_begin; col < b.col_end; col += kStrip) {
       const int64_t cols = std::min(kStrip, b.col_end - col);
       const Row<Param, Momentum> at(t, b.matrix, row, col);
-      prefetch(at.param + kBytesAhead / sizeof(Param));
-      prefetch(at.momentum + kBytesAhead / sizeof(Momentum));
-      if (!kStored) prefetch(at.grad + kBytesAhead / sizeof(Param));
+      prefetch(at.param, kBytesAhead);
+      prefetch(at.momentum, kBytesAhead);
+      if (!kStored) prefetch(at.grad, kBytesAhead);
       update_row<kStored, kNesterov, kCautious>(at.param, at.grad, at.momentum, scales + col,
                                                 lengths + col, cols, lost, s);
     }

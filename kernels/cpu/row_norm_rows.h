@@ -1,6 +1,6 @@
 // Momentum, direction, norm and parameter of a run of elements on the CPU, for the kernels of rows
 // and of what surrounds the polar iteration. The formulas stand in kernels/norm_step.h and
-// kernels/row_norm.h. Included by .cpp files only, after vectors.h.
+// kernels/row_norm.h. Included by .cpp files only.
 
 #pragma once
 
@@ -9,23 +9,11 @@
 #include <type_traits>
 
 #include "../row_norm.h"
+#include "prefetch.h"
 #include "storage.h"
 
 namespace erlangen::kernels::cpu {
 namespace {
-
-constexpr int64_t kStrip = 64;  // columns between prefetches
-constexpr int64_t kBytesAhead = 1024;
-constexpr int64_t kCacheLine = 64;
-
-// A hint: the address may lie past the buffer's end.
-template <typename T>
-ERLANGEN_INLINE void prefetch(const T* data, int64_t bytes_ahead) {
-  const char* first = reinterpret_cast<const char*>(data) + bytes_ahead;
-  for (int64_t b = 0; b < kStrip * static_cast<int64_t>(sizeof(T)); b += kCacheLine) {
-    __builtin_prefetch(first + b);
-  }
-}
 
 constexpr int kLanes = 32;
 constexpr int64_t kBlock = 4096;  // columns summed in lanes before they join the double
