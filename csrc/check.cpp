@@ -280,17 +280,13 @@ struct Range {
   size_t group, param;
 };
 
-void check_no_overlaps(const std::vector<std::vector<at::Tensor>>& params_of_groups) {
+void check_no_overlaps(const std::vector<at::TensorList>& params_of_groups) {
   std::vector<Range> ranges;
   for (size_t g = 0; g < params_of_groups.size(); ++g) {
     for (size_t p = 0; p < params_of_groups[g].size(); ++p) {
       const at::Tensor& t = params_of_groups[g][p];
-      const bool has_memory = t.defined() && t.layout() == at::kStrided &&
-                              (t.is_cpu() || t.is_cuda()) && t.has_storage() &&
-                              t.storage().nbytes() > 0 && t.numel() > 0 &&
-                              !t.unsafeGetTensorImpl()->is_python_dispatch();
-      if (!has_memory || !t.requires_grad()) continue;
-      const auto* begin = static_cast<const char*>(t.const_data_ptr());
+      const auto* begin = static_cast<const char*>(memory_of(t));
+      if (!begin || !t.requires_grad()) continue;
       const int64_t elements = t.is_non_overlapping_and_dense() ? t.numel() : 1;
       ranges.push_back({begin, begin + elements * t.element_size(), g, p});
     }
@@ -308,7 +304,15 @@ void check_no_overlaps(const std::vector<std::vector<at::Tensor>>& params_of_gro
 
 }  // namespace
 
-void check_params_apart(const std::vector<std::vector<at::Tensor>>& params_of_groups) {
+const void* memory_of(const at::Tensor& param) {
+  const bool has_memory = param.defined() && param.layout() == at::kStrided &&
+                          (param.is_cpu() || param.is_cuda()) && param.has_storage() &&
+                          param.storage().nbytes() > 0 && param.numel() > 0 &&
+                          !param.unsafeGetTensorImpl()->is_python_dispatch();
+  return has_memory ? param.const_data_ptr() : nullptr;
+}
+
+void check_params_apart(const std::vector<at::TensorList>& params_of_groups) {
   std::unordered_map<const void*, std::pair<size_t, size_t>> seen;
   for (size_t g = 0; g < params_of_groups.size(); ++g) {
     for (size_t p = 0; p < params_of_groups[g].size(); ++p) {

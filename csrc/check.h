@@ -66,6 +66,9 @@ void check_param_names(const EquivariantOptions& options, size_t params, const s
 // Raises c10::ValueError when a tensor stands twice among the parameters of all groups, or two that
 // require gradients lie in the same memory. Of a parameter with gaps in its memory only the first
 // element is looked at.
-void check_params_apart(const std::vector<std::vector<at::Tensor>>& params_of_groups);
+void check_params_apart(const std::vector<at::TensorList>& params_of_groups);
+
+// The first byte of a parameter in the memory of a CPU or a GPU; null for one that has none there.
+const void* memory_of(const at::Tensor& param);
 
 }  // namespace erlangen

@@ -41,8 +41,8 @@ OptimizerParamGroup completed(const OptimizerParamGroup& group, const Equivarian
 
 void check_groups(const std::vector<OptimizerParamGroup>& groups) {
   TORCH_CHECK_VALUE(!groups.empty(), "param_groups is empty; allowed: at least one group");
-  std::vector<std::vector<at::Tensor>> params;
-  for (const auto& group : groups) params.push_back(group.params());
+  std::vector<at::TensorList> params;
+  for (const auto& group : groups) params.emplace_back(group.params());
   check_params_apart(params);
 }
 

@@ -36,6 +36,8 @@ const StepScalars& StepGroup::scalars(at::Device device) const {
 void Plan::update(const std::vector<StepGroup>& groups) {
   std::vector<EquivariantOptions> options;
   std::vector<GroupSource> sources;
+  std::vector<const void*> memory;
+  std::vector<at::TensorList> params;
   for (size_t g = 0; g < groups.size(); ++g) {
     const StepGroup& group = groups[g];
     options.push_back(group.options);
@@ -51,8 +53,10 @@ void Plan::update(const std::vector<StepGroup>& groups) {
                                          group.options.layout(),
                                          group.options.capturable(),
                                          {}});
+    params.emplace_back(group.params);
     for (size_t p = 0; p < group.params.size(); ++p) {
       const at::Tensor& param = group.params[p];
+      memory.push_back(memory_of(param));
       const at::Tensor& grad = param.grad();
       source.params.push_back(
           {param.sizes().vec(), param.scalar_type(), param.device(), grad.defined()});
@@ -62,7 +66,9 @@ void Plan::update(const std::vector<StepGroup>& groups) {
       check_state(*group.states[p], param, where);
     }
   }
+  if (memory != memory_) check_params_apart(params);
   if (sources != sources_) make(groups, sources);
+  memory_ = std::move(memory);
   sources_ = std::move(sources);
   checked_ = std::move(options);
 }
@@ -71,9 +77,6 @@ void Plan::make(const std::vector<StepGroup>& groups, const std::vector<GroupSou
   std::vector<Bucket> buckets;
   std::vector<ParamIndex> adamw;
   std::vector<at::Device> devices;
-  std::vector<std::vector<at::Tensor>> params;
-  for (const StepGroup& group : groups) params.push_back(group.params);
-  check_params_apart(params);
   int64_t position = 0;
   for (size_t g = 0; g < groups.size(); ++g) {
     const GroupSource& source = sources[g];

@@ -89,6 +89,7 @@ class Plan {
   void make(const std::vector<StepGroup>& groups, const std::vector<GroupSource>& sources);
 
   std::vector<EquivariantOptions> checked_;  // options that need no second check
+  std::vector<const void*> memory_;          // of all parameters: no two lie in the same
   std::vector<GroupSource> sources_;
   std::vector<Bucket> buckets_;
   std::vector<ParamIndex> adamw_;

@@ -345,7 +345,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   def(m, "check_group", &check_group, "Raises for a group that no step can take.");
   def(m, "check_states", &check_states,
       "Raises for loaded state that does not fit its parameters.");
-  def(m, "check_params_apart", &erlangen::check_params_apart);
+  def(m, "check_params_apart", [](const std::vector<std::vector<at::Tensor>>& groups) {
+    erlangen::check_params_apart({groups.begin(), groups.end()});
+  });
   def(m, "explain", &explain);
   def(m, "role_names", &erlangen::role_names);
   def(m, "option_names", &EquivariantOptions::names);

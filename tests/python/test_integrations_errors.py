@@ -49,6 +49,19 @@ def test_head_tied_by_its_data(other):
     assert torch.equal(w, before)
 
 
+def test_weights_tied_by_their_data_after_a_step():
+    params = [nn.Parameter(torch.randn(8, 6)) for _ in range(2)]
+    optimizer = erlangen.RowNorm(params)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    params[1].data = params[0].data
+    before = params[0].detach().clone()
+    words = ["parameter 1", "in the memory of param_groups[0], parameter 0", "tied"]
+    raises(ValueError, words, optimizer.step)
+    assert torch.equal(params[0], before)
+
+
 def test_parameters_side_by_side_in_one_memory():
     """As after flattening: rows, columns and slices of one tensor; and parameters of no memory, or
     that nothing writes."""
