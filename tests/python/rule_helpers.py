@@ -7,6 +7,7 @@ import erlangen
 import pytest
 import torch
 from bounds import full_precision, roundoff, tolerance
+from erlangen import _C
 from oracles import Rule, Step, logical_matrices
 from torch import Tensor
 
@@ -107,6 +108,17 @@ def like(x: Tensor, template: Tensor) -> Tensor:
         device=x.device,
     )
     return storage.as_strided(template.shape, template.stride()).copy_(x)
+
+
+def where_step_leaves(starts: list[Tensor], grads: list[Tensor], **group) -> list[Tensor]:
+    """All parameters in one step of their kernel; each keeps the strides of its start."""
+    params = [torch.nn.Parameter(like(start, start)) for start in starts]
+    for p, g in zip(params, grads, strict=True):
+        p.grad = g
+    count = _C.kernel_count()
+    erlangen.Equivariant([{"params": params, **group}], lr=0.1).step()
+    assert _C.kernel_count() == count + len(params)
+    return [p.detach().cpu() for p in params]
 
 
 def check_steps(

@@ -15,6 +15,7 @@ from rule_helpers import (
     like,
     memory_orders,
     storage_error,
+    where_step_leaves,
 )
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (3, 5), (17, 64), (5, 100), (3, 4, 33), (2, 4097)]
@@ -317,18 +318,9 @@ def test_rows_do_not_see_each_other(device):
 
 def test_many_parameters_do_not_see_each_other(device):
     """More than one launch takes, whose rows are at multiples of 16 bytes or not."""
-
-    def moved(starts, grads):
-        params = [torch.nn.Parameter(like(start, start)) for start in starts]
-        for p, g in zip(params, grads, strict=True):
-            p.grad = g
-        count = _C.kernel_count()
-        erlangen.RowNorm(params, lr=0.1).step()
-        assert _C.kernel_count() == count + len(params)
-        return [p.detach().cpu() for p in params]
-
     starts = [torch.randn(1 + i % 7, 64 + i % 3, device=device)[:, :64] for i in range(50)]
     grads = [torch.randn_like(start) for start in starts]
-    together = moved(starts, grads)
+    together = where_step_leaves(starts, grads, rule="row_norm")
     for i in range(50):
-        assert torch.equal(moved(starts[i : i + 1], grads[i : i + 1])[0], together[i])
+        (alone,) = where_step_leaves(starts[i : i + 1], grads[i : i + 1], rule="row_norm")
+        assert torch.equal(alone, together[i])
