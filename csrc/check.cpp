@@ -274,7 +274,6 @@ void check_param_names(const EquivariantOptions& options, size_t params, const s
 
 namespace {
 
-// A parameter's memory, if it is a range without gaps; of others only the first element.
 struct Range {
   const char *begin, *end;
   size_t group, param;
@@ -284,11 +283,8 @@ void check_no_overlaps(const std::vector<at::TensorList>& params_of_groups) {
   std::vector<Range> ranges;
   for (size_t g = 0; g < params_of_groups.size(); ++g) {
     for (size_t p = 0; p < params_of_groups[g].size(); ++p) {
-      const at::Tensor& t = params_of_groups[g][p];
-      const auto* begin = static_cast<const char*>(memory_of(t));
-      if (!begin || !t.requires_grad()) continue;
-      const int64_t elements = t.is_non_overlapping_and_dense() ? t.numel() : 1;
-      ranges.push_back({begin, begin + elements * t.element_size(), g, p});
+      const ParamMemory memory(params_of_groups[g][p]);
+      if (memory.begin) ranges.push_back({memory.begin, memory.end, g, p});
     }
   }
   std::stable_sort(ranges.begin(), ranges.end(),
@@ -304,12 +300,15 @@ void check_no_overlaps(const std::vector<at::TensorList>& params_of_groups) {
 
 }  // namespace
 
-const void* memory_of(const at::Tensor& param) {
+ParamMemory::ParamMemory(const at::Tensor& param) : tensor(param.unsafeGetTensorImpl()) {
   const bool has_memory = param.defined() && param.layout() == at::kStrided &&
                           (param.is_cpu() || param.is_cuda()) && param.has_storage() &&
                           param.storage().nbytes() > 0 && param.numel() > 0 &&
                           !param.unsafeGetTensorImpl()->is_python_dispatch();
-  return has_memory ? param.const_data_ptr() : nullptr;
+  if (!has_memory || !param.requires_grad()) return;
+  begin = static_cast<const char*>(param.const_data_ptr());
+  const int64_t elements = param.is_non_overlapping_and_dense() ? param.numel() : 1;
+  end = begin + elements * param.element_size();
 }
 
 void check_params_apart(const std::vector<at::TensorList>& params_of_groups) {

@@ -68,7 +68,16 @@ void check_param_names(const EquivariantOptions& options, size_t params, const s
 // element is looked at.
 void check_params_apart(const std::vector<at::TensorList>& params_of_groups);
 
-// The first byte of a parameter in the memory of a CPU or a GPU; null for one that has none there.
-const void* memory_of(const at::Tensor& param);
+// All of a parameter that check_params_apart looks at: the same of each, the same answer.
+struct ParamMemory {
+  const void* tensor;
+  // Its range, or its first element where it has gaps; null for a parameter that requires no
+  // gradient or has no memory.
+  const char* begin = nullptr;
+  const char* end = nullptr;
+
+  explicit ParamMemory(const at::Tensor& param);
+  bool operator==(const ParamMemory&) const = default;
+};
 
 }  // namespace erlangen

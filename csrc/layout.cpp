@@ -113,11 +113,9 @@ class Steps {
     TORCH_CHECK_VALUE(
         std::all_of(step.sizes.begin(), step.sizes.end(), [](auto n) { return n > 0; }), where_,
         ": layout: sections must be positive, got ", at::IntArrayRef(step.sizes));
-    int64_t rest = size;
-    for (int64_t part : step.sizes) rest = part <= rest ? rest - part : -1;  // no sum to overflow
-    TORCH_CHECK_VALUE(rest == 0, where_, ": layout: sections ", at::IntArrayRef(step.sizes),
-                      " must add up to the size ", size);
     for (int64_t part : step.sizes) {
+      TORCH_CHECK_VALUE(part <= size - begin, where_, ": layout: sections ",
+                        at::IntArrayRef(step.sizes), " add up to more than the size ", size);
       TORCH_CHECK_VALUE(part % inner == 0, where_, ": layout: section ", part,
                         " cuts through parts of an earlier step");
       MatrixView section = view;
@@ -127,6 +125,8 @@ class Steps {
       result.push_back(std::move(section));
       begin += part;
     }
+    TORCH_CHECK_VALUE(begin == size, where_, ": layout: sections ", at::IntArrayRef(step.sizes),
+                      " add up to ", begin, ", but the size is ", size);
     return result;
   }
 

@@ -36,7 +36,7 @@ const StepScalars& StepGroup::scalars(at::Device device) const {
 void Plan::update(const std::vector<StepGroup>& groups) {
   std::vector<EquivariantOptions> options;
   std::vector<GroupSource> sources;
-  std::vector<const void*> memory;
+  std::vector<ParamMemory> memory;
   std::vector<at::TensorList> params;
   for (size_t g = 0; g < groups.size(); ++g) {
     const StepGroup& group = groups[g];
@@ -56,7 +56,7 @@ void Plan::update(const std::vector<StepGroup>& groups) {
     params.emplace_back(group.params);
     for (size_t p = 0; p < group.params.size(); ++p) {
       const at::Tensor& param = group.params[p];
-      memory.push_back(memory_of(param));
+      memory.emplace_back(param);
       const at::Tensor& grad = param.grad();
       source.params.push_back(
           {param.sizes().vec(), param.scalar_type(), param.device(), grad.defined()});

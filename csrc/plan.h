@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "check.h"
 #include "layout.h"
 #include "rules.h"
 #include "scalars.h"
@@ -58,8 +59,9 @@ class Plan {
  public:
   Plan() = default;
 
-  // Brings the plan up to date. Raises, with nothing changed, for options, parameters, gradients or
-  // state that no step can take.
+  // Brings the plan up to date; checks again that parameters lie apart when one's memory is
+  // another. Raises, with nothing changed, for options, parameters, gradients or state that no step
+  // can take.
   void update(const std::vector<StepGroup>& groups);
 
   const std::vector<Bucket>& buckets() const { return buckets_; }
@@ -89,7 +91,7 @@ class Plan {
   void make(const std::vector<StepGroup>& groups, const std::vector<GroupSource>& sources);
 
   std::vector<EquivariantOptions> checked_;  // options that need no second check
-  std::vector<const void*> memory_;          // of all parameters: no two lie in the same
+  std::vector<ParamMemory> memory_;          // of parameters that lie apart
   std::vector<GroupSource> sources_;
   std::vector<Bucket> buckets_;
   std::vector<ParamIndex> adamw_;

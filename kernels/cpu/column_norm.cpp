@@ -1,10 +1,9 @@
 // The column-norm step on the CPU. The formula and its passes stand in kernels/column_norm.h.
 //
-// Columns that lie side by side fill the vectors. The first pass goes through blocks of 16 rows and
-// 1024 columns, which the second-level cache has by then, and in a block through strips of 64
-// columns: a strip's direction stays in the first-level cache from its largest magnitudes to its
-// squares, and a column's 16 squares join the sum of the chunk. No product is contracted with a
-// sum, so that every instruction set below gives the same bits.
+// Columns that lie side by side fill the vectors. The first pass goes through 16 rows at a time, in
+// strips of 64 columns: a strip's direction stays in the nearest cache from its largest magnitudes
+// to its squares, and a column's 16 squares join the sum of the chunk. No product is contracted
+// with a sum, so that every instruction set below gives the same bits.
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("fp-contract=off", "no-trapping-math")
@@ -24,7 +23,6 @@ namespace erlangen::kernels::cpu {
 namespace {
 
 constexpr int64_t kBlockRows = 16;
-constexpr int64_t kBlockCols = 1024;
 
 int64_t chunks_of(const ColumnNormOptions& options) {
   return (options.rows + kColumnNormChunkRows - 1) / kColumnNormChunkRows;
@@ -48,26 +46,23 @@ struct Row {
 
 // ---- First pass
 
-// Adds a strip of a block, at most kBlockRows x kStrip elements from `first` on, to the chunk's
-// sums: directions and largest magnitudes, then squares under the scale of these. Meanwhile it asks
-// for the strip at `next`. kCols is 0 or the number of columns, known to the compiler.
-template <bool kStores, bool kNesterov, int64_t kCols, typename Param, typename Momentum,
-          typename Compute>
+// Adds a strip, at most kBlockRows x kStrip elements from `first` on, to the chunk's sums:
+// directions and largest magnitudes, then squares under the scale of these. Meanwhile it asks for
+// the strip kBlockRows further down.
+template <bool kStores, bool kNesterov, typename Param, typename Momentum, typename Compute>
 ERLANGEN_INLINE void sum_strip(const ColumnNormTensor& t, const Row<Param, Momentum>& first,
-                               const Row<Param, Momentum>& next, int64_t rows, int64_t cols,
-                               const norm_step::Scalars<Compute>& s, Compute* __restrict__ squares,
-                               int32_t* __restrict__ keys) {
+                               int64_t rows, int64_t cols, const norm_step::Scalars<Compute>& s,
+                               Compute* __restrict__ squares, int32_t* __restrict__ keys) {
   alignas(kCacheLine) Compute direction[kBlockRows * kStrip];
   alignas(kCacheLine) int32_t strip_keys[kStrip];
   alignas(kCacheLine) Compute scales[kStrip];
   alignas(kCacheLine) Compute strip_squares[kStrip];
-  if (kCols) cols = kCols;
   for (int64_t c = 0; c < cols; ++c) strip_keys[c] = keys[c];
   for (int64_t r = 0; r < rows; ++r) {
     const Param* __restrict__ grad = first.grad + r * t.grad_stride;
     Momentum* __restrict__ momentum = first.momentum + r * t.momentum_stride;
-    prefetch(next.grad + r * t.grad_stride, 0);
-    prefetch(next.momentum + r * t.momentum_stride, 0);
+    prefetch(grad, kBlockRows * t.grad_stride * static_cast<int64_t>(sizeof(Param)));
+    prefetch(momentum, kBlockRows * t.momentum_stride * static_cast<int64_t>(sizeof(Momentum)));
     for (int64_t c = 0; c < cols; ++c) {
       const Compute g = load(grad[c]);
       const Compute m = norm_step::blend(s, static_cast<Compute>(load(momentum[c])), g);
@@ -92,26 +87,6 @@ ERLANGEN_INLINE void sum_strip(const ColumnNormTensor& t, const Row<Param, Momen
   for (int64_t c = 0; c < cols; ++c) squares[c] += strip_squares[c];
 }
 
-// Adds a block of at most kBlockRows x kBlockCols elements to the chunk's sums and asks for the
-// block that begins at next_row and next_col.
-template <bool kStores, bool kNesterov, typename Param, typename Momentum, typename Compute>
-ERLANGEN_INLINE void sum_block(const ColumnNormTensor& t, const ColumnNormBlock& b,
-                               int64_t next_row, int64_t next_col,
-                               const norm_step::Scalars<Compute>& s, Compute* __restrict__ squares,
-                               int32_t* __restrict__ keys) {
-  const int64_t rows = b.row_end - b.row_begin;
-  const int64_t cols = b.col_end - b.col_begin;
-  for (int64_t c = 0; c < cols; c += kStrip) {
-    const Row<Param, Momentum> first(t, b.matrix, b.row_begin, b.col_begin + c);
-    const Row<Param, Momentum> next(t, b.matrix, next_row, next_col + c);
-    if (cols - c >= kStrip) {
-      sum_strip<kStores, kNesterov, kStrip>(t, first, next, rows, kStrip, s, squares + c, keys + c);
-    } else {
-      sum_strip<kStores, kNesterov, 0>(t, first, next, rows, cols - c, s, squares + c, keys + c);
-    }
-  }
-}
-
 template <bool kStores, bool kNesterov, typename Param, typename Momentum, typename Compute>
 ERLANGEN_INLINE void sum(const ColumnNormTensor& t, const ColumnNormOptions& o,
                          const ColumnNormBlock& b, void* memory) {
@@ -126,14 +101,15 @@ ERLANGEN_INLINE void sum(const ColumnNormTensor& t, const ColumnNormOptions& o,
     std::fill(squares + b.col_begin, squares + b.col_end, Compute(0));
     std::fill(keys + b.col_begin, keys + b.col_end, 0);
     for (int64_t row = begin; row < end; row += kBlockRows) {
-      for (int64_t col = b.col_begin; col < b.col_end; col += kBlockCols) {
-        const ColumnNormBlock block = {b.matrix, row, std::min(row + kBlockRows, end), col,
-                                       std::min(col + kBlockCols, b.col_end)};
-        const bool across = block.col_end < b.col_end;
-        const int64_t next_row = across ? row : row + kBlockRows;
-        const int64_t next_col = across ? block.col_end : b.col_begin;
-        sum_block<kStores, kNesterov, Param, Momentum>(t, block, next_row, next_col, s,
-                                                       squares + col, keys + col);
+      const int64_t rows = std::min(kBlockRows, end - row);
+      for (int64_t col = b.col_begin; col < b.col_end; col += kStrip) {
+        const Row<Param, Momentum> at(t, b.matrix, row, col);
+        // The width of a full strip is for the compiler to know.
+        if (b.col_end - col >= kStrip) {
+          sum_strip<kStores, kNesterov>(t, at, rows, kStrip, s, squares + col, keys + col);
+        } else {
+          sum_strip<kStores, kNesterov>(t, at, rows, b.col_end - col, s, squares + col, keys + col);
+        }
       }
     }
   }

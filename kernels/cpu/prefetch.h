@@ -1,4 +1,4 @@
-// Memory asked for before it is needed, strip by strip. For kernels/cpu/*.cpp only.
+// Memory asked for before it is needed, strip by strip. Included by kernels/cpu only.
 
 #pragma once
 
@@ -9,17 +9,19 @@
 namespace erlangen::kernels::cpu {
 namespace {
 
-constexpr int64_t kStrip = 64;  // columns between prefetches
+constexpr int64_t kStrip = 64;  // columns between prefetches, which a kernel also works on at once
 constexpr int64_t kBytesAhead = 1024;
 constexpr int64_t kCacheLine = 64;
 
-// A hint: the address may lie past the buffer's end. Into the second-level cache, for fetches into
-// the first wait for each other: with those a row-norm step took up to a fifth longer.
+// A hint: the address may lie past the buffer's end. Into the second-level cache: fetches into the
+// first wait for each other.
 template <typename T>
 ERLANGEN_INLINE void prefetch(const T* strip, int64_t bytes_ahead) {
   constexpr int64_t kBytes = kStrip * static_cast<int64_t>(sizeof(T));
-  const char* first = reinterpret_cast<const char*>(strip) + bytes_ahead;
-  for (int64_t b = 0; b < kBytes; b += kCacheLine) __builtin_prefetch(first + b, 0, 2);
+  const uintptr_t first = reinterpret_cast<uintptr_t>(strip) + static_cast<uintptr_t>(bytes_ahead);
+  for (int64_t b = 0; b < kBytes; b += kCacheLine) {
+    __builtin_prefetch(reinterpret_cast<const void*>(first + static_cast<uintptr_t>(b)), 0, 2);
+  }
 }
 
 }  // namespace

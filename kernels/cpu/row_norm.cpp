@@ -8,8 +8,7 @@
 // The scratch row stays in the nearest cache, so that memory sees each of g, m and p once: 20
 // bytes an element in float32. Pass 1 goes strip by strip and asks for the parameter's strip, which
 // pass 3 will want, and for the gradient and momentum of strips to come: hardware prefetchers start
-// anew at every page, and a row is often just one. That saves up to a quarter of the time.
-
+// anew at every page, and a row is often just one.
 //
 // No product is contracted with a sum, so that every instruction set gives the same bits.
 

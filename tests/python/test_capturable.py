@@ -1,4 +1,4 @@
-"""capturable=True: what it takes and what it refuses, on any machine. Steps in CUDA graphs are in
+"""capturable=True: what it takes and what it refuses. Steps in CUDA graphs are in
 test_cuda_graphs.py."""
 
 import warnings

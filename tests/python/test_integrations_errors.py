@@ -62,6 +62,22 @@ def test_weights_tied_by_their_data_after_a_step():
     assert torch.equal(params[0], before)
 
 
+def test_tied_weights_found_when_both_take_steps():
+    """One that was frozen, and one whose memory has grown into the other's."""
+    w = torch.randn(12, 6)
+    frozen = nn.Parameter(w[4:8], requires_grad=False)
+    params = [nn.Parameter(w[4:8]), frozen, nn.Parameter(w[:4])]
+    optimizer = erlangen.RowNorm(params)
+    params[0].grad = torch.ones_like(params[0])
+    optimizer.step()
+    frozen.requires_grad_(True)
+    raises(ValueError, ["parameter 1", "parameter 0", "tied"], optimizer.step)
+    frozen.requires_grad_(False)
+    optimizer.step()
+    params[2].data = w[:8]
+    raises(ValueError, ["parameter 0", "parameter 2", "tied"], optimizer.step)
+
+
 def test_parameters_side_by_side_in_one_memory():
     """As after flattening: rows, columns and slices of one tensor; and parameters of no memory, or
     that nothing writes."""
