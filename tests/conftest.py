@@ -1,5 +1,6 @@
 """Shared by all tests: seeds, devices, the CMake build, and a count of what had no GPU."""
 
+import fcntl
 import os
 import subprocess
 import sysconfig
@@ -73,14 +74,21 @@ def cmake_build(request, torch_dir) -> Path:
     build = Path(request.config.cache.mkdir("erlangen-cmake"))
     cuda = "AUTO" if torch.cuda.is_available() else "OFF"
     cmake = CMake()
-    cmake.configure(
-        ROOT,
-        build,
-        f"-DCMAKE_PREFIX_PATH={torch_dir}",
-        f"-DERLANGEN_CUDA={cuda}",
-        "-DERLANGEN_BUILD_TESTS=ON",
-    )
-    cmake.build(build)
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", "")
+    with open(build / "built-by-run", "a+") as last:
+        fcntl.flock(last, fcntl.LOCK_EX)  # of pytest-xdist's processes the first one builds
+        last.seek(0)
+        if not run or last.read() != run:
+            cmake.configure(
+                ROOT,
+                build,
+                f"-DCMAKE_PREFIX_PATH={torch_dir}",
+                f"-DERLANGEN_CUDA={cuda}",
+                "-DERLANGEN_BUILD_TESTS=ON",
+            )
+            cmake.build(build)
+            last.truncate(0)
+            last.write(run)
     return build
 
 
