@@ -19,6 +19,9 @@ HEADS = [{"heads": 2, "dim": -2}]
 class NoNumber:
     """As numpy's arrays: with a number's methods, which refuse."""
 
+    def __repr__(self):  # the test's name, the same in every process
+        return "NoNumber()"
+
     def __index__(self):
         raise TypeError("not one element")
 
