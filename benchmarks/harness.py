@@ -20,6 +20,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -121,14 +122,22 @@ class Made:
             torch.cuda.empty_cache()
 
 
-def captured(function, calls=1):
-    """The replay of a CUDA graph of so many calls, after three on another stream, as torch asks."""
+@contextmanager
+def side_stream():
+    """Another stream, after the current one's work and before what that gets next: where torch asks
+    for some calls of what is to be captured."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
+        yield
+    torch.cuda.current_stream().wait_stream(side)
+
+
+def captured(function, calls=1):
+    """The replay of a CUDA graph of so many calls, after three on another stream."""
+    with side_stream():
         for _ in range(3):
             function()
-    torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(calls):

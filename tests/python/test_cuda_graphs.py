@@ -7,6 +7,7 @@ import math
 import warnings
 
 import erlangen
+import harness
 import pytest
 import torch
 from conftest import needs_gpu
@@ -80,21 +81,17 @@ class Twin:
             p.grad.copy_(torch.randn(p.shape, generator=generator) * factor)
 
     def warm_up(self):
-        """As torch asks: steps on another stream, before the capture."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        with harness.side_stream():
             for seed in range(3):
                 self.fill(seed)
                 self.optimizer.step()
-        torch.cuda.current_stream().wait_stream(side)
 
-    def captured(self, step=None) -> torch.cuda.CUDAGraph:
+    def captured(self) -> torch.cuda.CUDAGraph:
         self.warm_up()
         before = Picture(self.optimizer)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            (step or self.optimizer.step)()
+            self.optimizer.step()
         Picture(self.optimizer).assert_same(before)  # recorded, not run
         return graph
 
@@ -194,12 +191,9 @@ def test_grad_scaler_in_a_graph():
         scaler.update()
 
     twin.warm_up()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    with harness.side_stream():
         twin.fill(4, 2.0**10)
         step()
-    torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
@@ -359,26 +353,12 @@ def test_training_in_a_graph():
 
     def train():
         optimizer.zero_grad(set_to_none=False)
-        loss = loss_of_captured()
-        loss.backward()
+        model(tokens).square().mean().backward()
         optimizer.step()
-        return loss
 
     tokens = torch.arange(7, device="cuda")
-
-    def loss_of_captured():
-        return model(tokens).square().mean()
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            train()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        train()
+    replay = harness.captured(train)
     before = loss_of(model).item()
     for _ in range(20):
-        graph.replay()
+        replay()
     assert loss_of(model).item() < 0.7 * before
