@@ -279,11 +279,11 @@ struct Range {
   size_t group, param;
 };
 
-void check_no_overlaps(const std::vector<at::TensorList>& params_of_groups) {
+void check_no_overlaps(const std::vector<std::vector<ParamMemory>>& groups) {
   std::vector<Range> ranges;
-  for (size_t g = 0; g < params_of_groups.size(); ++g) {
-    for (size_t p = 0; p < params_of_groups[g].size(); ++p) {
-      const ParamMemory memory(params_of_groups[g][p]);
+  for (size_t g = 0; g < groups.size(); ++g) {
+    for (size_t p = 0; p < groups[g].size(); ++p) {
+      const ParamMemory& memory = groups[g][p];
       if (memory.begin) ranges.push_back({memory.begin, memory.end, g, p});
     }
   }
@@ -311,19 +311,18 @@ ParamMemory::ParamMemory(const at::Tensor& param) : tensor(param.unsafeGetTensor
   end = begin + elements * param.element_size();
 }
 
-void check_params_apart(const std::vector<at::TensorList>& params_of_groups) {
+void check_params_apart(const std::vector<std::vector<ParamMemory>>& groups) {
   std::unordered_map<const void*, std::pair<size_t, size_t>> seen;
-  for (size_t g = 0; g < params_of_groups.size(); ++g) {
-    for (size_t p = 0; p < params_of_groups[g].size(); ++p) {
-      const auto [first, fresh] =
-          seen.emplace(params_of_groups[g][p].unsafeGetTensorImpl(), std::pair(g, p));
+  for (size_t g = 0; g < groups.size(); ++g) {
+    for (size_t p = 0; p < groups[g].size(); ++p) {
+      const auto [first, fresh] = seen.emplace(groups[g][p].tensor, std::pair(g, p));
       TORCH_CHECK_VALUE(fresh, "param_groups[", g, "], parameter ", p,
                         " is the same tensor as param_groups[", first->second.first,
                         "], parameter ", first->second.second,
                         "; allowed: each parameter once (tied weights are one)");
     }
   }
-  check_no_overlaps(params_of_groups);
+  check_no_overlaps(groups);
 }
 
 }  // namespace erlangen

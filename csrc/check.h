@@ -63,12 +63,7 @@ void check_state_complete(const EquivariantParamState& state, const at::Tensor& 
 // Raises c10::ValueError when some but not all of a group's parameters have a name.
 void check_param_names(const EquivariantOptions& options, size_t params, const std::string& where);
 
-// Raises c10::ValueError when a tensor stands twice among the parameters of all groups, or two that
-// require gradients lie in the same memory. Of a parameter with gaps in its memory only the first
-// element is looked at.
-void check_params_apart(const std::vector<at::TensorList>& params_of_groups);
-
-// All of a parameter that check_params_apart looks at: the same of each, the same answer.
+// Which tensor a parameter is, and where it lies.
 struct ParamMemory {
   const void* tensor;
   // Its range, or its first element where it has gaps; null for a parameter that requires no
@@ -79,5 +74,9 @@ struct ParamMemory {
   explicit ParamMemory(const at::Tensor& param);
   bool operator==(const ParamMemory&) const = default;
 };
+
+// Raises c10::ValueError when a tensor stands twice among the parameters of all groups, or two lie
+// in the same memory.
+void check_params_apart(const std::vector<std::vector<ParamMemory>>& groups);
 
 }  // namespace erlangen

@@ -41,9 +41,11 @@ OptimizerParamGroup completed(const OptimizerParamGroup& group, const Equivarian
 
 void check_groups(const std::vector<OptimizerParamGroup>& groups) {
   TORCH_CHECK_VALUE(!groups.empty(), "param_groups is empty; allowed: at least one group");
-  std::vector<at::TensorList> params;
-  for (const auto& group : groups) params.emplace_back(group.params());
-  check_params_apart(params);
+  std::vector<std::vector<ParamMemory>> memory;
+  for (const auto& group : groups) {
+    memory.emplace_back(group.params().begin(), group.params().end());
+  }
+  check_params_apart(memory);
 }
 
 std::vector<OptimizerParamGroup> completed(const std::vector<OptimizerParamGroup>& groups,

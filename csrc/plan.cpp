@@ -36,8 +36,7 @@ const StepScalars& StepGroup::scalars(at::Device device) const {
 void Plan::update(const std::vector<StepGroup>& groups) {
   std::vector<EquivariantOptions> options;
   std::vector<GroupSource> sources;
-  std::vector<ParamMemory> memory;
-  std::vector<at::TensorList> params;
+  std::vector<std::vector<ParamMemory>> memory;
   for (size_t g = 0; g < groups.size(); ++g) {
     const StepGroup& group = groups[g];
     options.push_back(group.options);
@@ -53,10 +52,9 @@ void Plan::update(const std::vector<StepGroup>& groups) {
                                          group.options.layout(),
                                          group.options.capturable(),
                                          {}});
-    params.emplace_back(group.params);
+    memory.emplace_back(group.params.begin(), group.params.end());
     for (size_t p = 0; p < group.params.size(); ++p) {
       const at::Tensor& param = group.params[p];
-      memory.emplace_back(param);
       const at::Tensor& grad = param.grad();
       source.params.push_back(
           {param.sizes().vec(), param.scalar_type(), param.device(), grad.defined()});
@@ -66,7 +64,7 @@ void Plan::update(const std::vector<StepGroup>& groups) {
       check_state(*group.states[p], param, where);
     }
   }
-  if (memory != memory_) check_params_apart(params);
+  if (memory != memory_) check_params_apart(memory);
   if (sources != sources_) make(groups, sources);
   memory_ = std::move(memory);
   sources_ = std::move(sources);

@@ -90,8 +90,8 @@ class Plan {
 
   void make(const std::vector<StepGroup>& groups, const std::vector<GroupSource>& sources);
 
-  std::vector<EquivariantOptions> checked_;  // options that need no second check
-  std::vector<ParamMemory> memory_;          // of parameters that lie apart
+  std::vector<EquivariantOptions> checked_;       // options that need no second check
+  std::vector<std::vector<ParamMemory>> memory_;  // of each group, known to lie apart
   std::vector<GroupSource> sources_;
   std::vector<Bucket> buckets_;
   std::vector<ParamIndex> adamw_;

@@ -346,7 +346,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   def(m, "check_states", &check_states,
       "Raises for loaded state that does not fit its parameters.");
   def(m, "check_params_apart", [](const std::vector<std::vector<at::Tensor>>& groups) {
-    erlangen::check_params_apart({groups.begin(), groups.end()});
+    std::vector<std::vector<erlangen::ParamMemory>> memory;
+    for (const auto& params : groups) memory.emplace_back(params.begin(), params.end());
+    erlangen::check_params_apart(memory);
   });
   def(m, "explain", &explain);
   def(m, "role_names", &erlangen::role_names);
