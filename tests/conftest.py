@@ -6,12 +6,14 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
+# Read when torch loads: threads that wait give their core to pytest-xdist's other process.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-cpp_skips = pytest.StashKey[int]()
 
 
 @pytest.fixture(autouse=True)
@@ -110,9 +112,11 @@ def pytest_make_collect_report():
     return needing_a_gpu((yield))
 
 
-def pytest_terminal_summary(terminalreporter, config):
+def pytest_terminal_summary(terminalreporter):
+    stats = terminalreporter.stats
+    properties = [p for report in stats.get("passed", []) for p in report.user_properties]
+    cpp_skips = sum(value for name, value in properties if name == "skipped_cpp_tests")
     terminalreporter.write_line(
-        f"skipped for want of a GPU: {len(terminalreporter.stats.get('skipped', []))} Python "
-        f"tests, {config.stash.get(cpp_skips, 0)} C++ tests; "
-        f"CUDA device present: {torch.cuda.is_available()}"
+        f"skipped for want of a GPU: {len(stats.get('skipped', []))} Python tests, "
+        f"{cpp_skips} C++ tests; CUDA device present: {torch.cuda.is_available()}"
     )
