@@ -1,10 +1,9 @@
 #include "polar_iteration.h"
 
 #include "device.h"
+#include "parallel_parts.h"
 #include "symmetric_product.h"
 
-#include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
@@ -238,8 +237,7 @@ void polar_iteration(const at::Tensor& x, const PolynomialSteps& steps, bool gra
     iterate(x, steps, gram, Scratch(x, batch, gram));
     return;
   }
-  at::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
-    const at::AutoDispatchBelowADInplaceOrView no_autograd;  // threads do not inherit no_grad
+  parallel_parts(groups, [&](int64_t begin, int64_t end) {
     const Scratch scratch(x, group, gram);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t size = std::min(group, batch - i * group);

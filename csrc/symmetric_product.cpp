@@ -2,9 +2,8 @@
 
 #include "device.h"
 #include "kernels/cpu/mirror_lower.h"
+#include "parallel_parts.h"
 
-#include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/arange.h>
@@ -69,18 +68,7 @@ at::Tensor part(const at::Tensor& t, int64_t dim, int64_t begin, int64_t end) {
   return t.defined() ? t.narrow(dim, begin, end - begin) : t;
 }
 
-// ---- CPU. Every call of ATen runs in one thread: what the libraries below do with more of them
-// depends on their number and on the batch.
-
-// f(begin, end) over parts of [0, count), in parallel unless that is going on already. An idle
-// second part keeps a lone one in a parallel region, and so in one thread.
-template <typename F>
-void parallel_parts(int64_t count, F&& f) {
-  at::parallel_for(0, std::max<int64_t>(count, 2), 1, [&](int64_t begin, int64_t end) {
-    const at::AutoDispatchBelowADInplaceOrView no_autograd;  // threads do not inherit no_grad
-    if (begin < count) f(begin, std::min(end, count));
-  });
-}
+// ---- CPU
 
 // Of the strips of one matrix, the one that is taken at place `i`: short and long ones in turn, so
 // that neighbours, which one thread takes, are about as long as others.
