@@ -16,32 +16,30 @@ int64_t numel(const Dims& dims) {
   return product;
 }
 
-// The layout's steps on one view. `where` begins every message.
-class Steps {
+// One step of a layout, the index-th, on one view. `where` and the index begin every message.
+class Step {
  public:
-  explicit Steps(const std::string& where) : where_(where) {}
+  Step(const std::string& where, size_t index)
+      : where_(where + ": layout[" + std::to_string(index) + "]"), first_(index == 0) {}
 
-  std::vector<MatrixView> apply(const LayoutStep& step, MatrixView view, bool first) const {
+  std::vector<MatrixView> apply(const LayoutStep& step, MatrixView view) const {
     TORCH_CHECK_VALUE(step.dim == -2 || step.dim == -1, where_,
-                      ": layout: dim must be -2 (rows) or "
-                      "-1 (columns), got ",
-                      step.dim);
+                      ": dim must be -2 (rows) or -1 (columns), got ", step.dim);
     if (step.verb == "transpose") {
       std::swap(view.rows, view.cols);
     } else if (step.verb == "heads") {
       TORCH_CHECK_VALUE(step.sizes.size() == 1 && step.sizes[0] > 0, where_,
-                        ": layout: heads must be a positive number, got ",
-                        at::IntArrayRef(step.sizes));
+                        ": heads must be a positive number, got ", at::IntArrayRef(step.sizes));
       take_outer(side(view, step), step.sizes[0], view.batch, "heads");
     } else if (step.verb == "pairs") {
       pairs(view, step);
     } else if (step.verb == "flatten") {
-      TORCH_CHECK_VALUE(first, where_, ": layout: flatten must be the first step");
+      TORCH_CHECK_VALUE(first_, where_, ": flatten must be the first step");
       flatten(view);
     } else if (step.verb == "sections") {
       return sections(view, step);
     } else {
-      TORCH_CHECK_VALUE(false, where_, ": layout: unknown step \"", step.verb,
+      TORCH_CHECK_VALUE(false, where_, ": unknown step \"", step.verb,
                         "\"; allowed: ", verb_names());
     }
     return {view};
@@ -55,8 +53,8 @@ class Steps {
   // Splits `dims` into n equal outer parts and appends the index of the part to `target`.
   void take_outer(Dims& dims, int64_t n, Dims& target, const char* what) const {
     const int64_t size = numel(dims);
-    TORCH_CHECK_VALUE(size % n == 0, where_, ": layout: ", what, " ", n,
-                      " does not divide the size ", size);
+    TORCH_CHECK_VALUE(size % n == 0, where_, ": ", what, " ", n, " does not divide the size ",
+                      size);
     while (n > 1) {
       Dim& outer = dims.front();
       if (n % outer.size == 0) {
@@ -65,7 +63,7 @@ class Steps {
         dims.erase(dims.begin());
         continue;
       }
-      TORCH_CHECK_VALUE(outer.size % n == 0, where_, ": layout: ", what, " ", n,
+      TORCH_CHECK_VALUE(outer.size % n == 0, where_, ": ", what, " ", n,
                         " cuts through parts that an earlier step or the parameter's strides keep "
                         "apart; put it before that step, or make the parameter contiguous");
       outer.size /= n;
@@ -76,18 +74,18 @@ class Steps {
 
   void pairs(MatrixView& view, const LayoutStep& step) const {
     TORCH_CHECK_VALUE(step.order == "concatenated" || step.order == "interleaved", where_,
-                      ": layout: pairs must be \"concatenated\" or \"interleaved\", got \"",
-                      step.order, "\"");
+                      ": pairs must be \"concatenated\" or \"interleaved\", got \"", step.order,
+                      "\"");
     if (step.dim == -1) std::swap(view.rows, view.cols);  // the slices become rows
     const int64_t size = view.m();
-    TORCH_CHECK_VALUE(size % 2 == 0, where_, ": layout: pairs needs an even size, got ", size);
+    TORCH_CHECK_VALUE(size % 2 == 0, where_, ": pairs needs an even size, got ", size);
     Dims pair;
     if (step.order == "concatenated") {
       take_outer(view.rows, 2, pair, "pairs");
     } else {
       Dim& inner = view.rows.back();
       TORCH_CHECK_VALUE(inner.size % 2 == 0, where_,
-                        ": layout: interleaved pairs cut through parts of an earlier step");
+                        ": interleaved pairs cut through parts of an earlier step");
       pair = {{2, inner.stride}};
       inner = {inner.size / 2, inner.stride * 2};
     }
@@ -112,11 +110,11 @@ class Steps {
     std::vector<MatrixView> result;
     TORCH_CHECK_VALUE(
         std::all_of(step.sizes.begin(), step.sizes.end(), [](auto n) { return n > 0; }), where_,
-        ": layout: sections must be positive, got ", at::IntArrayRef(step.sizes));
+        ": sections must be positive, got ", at::IntArrayRef(step.sizes));
     for (int64_t part : step.sizes) {
-      TORCH_CHECK_VALUE(part <= size - begin, where_, ": layout: sections ",
-                        at::IntArrayRef(step.sizes), " add up to more than the size ", size);
-      TORCH_CHECK_VALUE(part % inner == 0, where_, ": layout: section ", part,
+      TORCH_CHECK_VALUE(part <= size - begin, where_, ": sections ", at::IntArrayRef(step.sizes),
+                        " add up to more than the size ", size);
+      TORCH_CHECK_VALUE(part % inner == 0, where_, ": section ", part,
                         " cuts through parts of an earlier step");
       MatrixView section = view;
       Dim& outer = side(section, step).front();
@@ -125,12 +123,13 @@ class Steps {
       result.push_back(std::move(section));
       begin += part;
     }
-    TORCH_CHECK_VALUE(begin == size, where_, ": layout: sections ", at::IntArrayRef(step.sizes),
+    TORCH_CHECK_VALUE(begin == size, where_, ": sections ", at::IntArrayRef(step.sizes),
                       " add up to ", begin, ", but the size is ", size);
     return result;
   }
 
-  const std::string& where_;
+  const std::string where_;
+  const bool first_;
 };
 
 }  // namespace
@@ -165,17 +164,15 @@ std::vector<MatrixView> matrix_views(const Layout& layout, at::IntArrayRef sizes
     target.push_back({sizes[i], strides[i]});
   }
   std::vector<MatrixView> views = {whole};
-  const Steps steps(where);
-  bool first = true;
-  for (const LayoutStep& step : layout) {
+  for (size_t i = 0; i < layout.size(); ++i) {
+    const Step step(where, i);
     std::vector<MatrixView> next;
     for (MatrixView& view : views) {
-      for (MatrixView& part : steps.apply(step, std::move(view), first)) {
+      for (MatrixView& part : step.apply(layout[i], std::move(view))) {
         next.push_back(std::move(part));
       }
     }
     views = std::move(next);
-    first = false;
   }
   for (MatrixView& view : views) {
     view.batch = merged(view.batch);

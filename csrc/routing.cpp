@@ -145,7 +145,13 @@ bool matches(const char* pattern, const char* name) {
 // What the caller says of parameters, and which of it has been used.
 class Sayings {
  public:
-  explicit Sayings(const Overrides& overrides) : overrides_(overrides), used_(overrides.size()) {}
+  explicit Sayings(const Overrides& overrides) : overrides_(overrides), used_(overrides.size()) {
+    for (const auto& [key, options] : overrides) {
+      if (!options.role().empty()) {
+        check_one_of("override " + repr(key), "role", options.role(), role_names());
+      }
+    }
+  }
 
   // What is said of this parameter: by name before by glob, later globs before earlier ones.
   EquivariantOptions of_names(const std::vector<std::string>& names) {

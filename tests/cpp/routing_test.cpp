@@ -235,7 +235,7 @@ TEST(Routing, BadOverrides) {
       {"\"head\" matches no parameter", "did you mean \"head.weight\"", "lm_head"}, [&] {
         param_groups(nested, {{"head", EquivariantOptions().role("lm_head")}});
       });
-  expect_raises<c10::ValueError>({"head", "lm_head", "embedding"}, [&] {
+  expect_raises<c10::ValueError>({"override \"weight\"", "head", "lm_head", "embedding"}, [&] {
     param_groups(*model, {{"weight", EquivariantOptions().role("head")}});
   });
   expect_raises<c10::ValueError>({"head", "lm_head"}, [] { role_options("head"); });
