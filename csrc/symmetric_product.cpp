@@ -34,8 +34,11 @@ namespace {
 std::atomic<int64_t> products_by_kernel = 0;
 
 // Rows of a strip on the CPU. Its shape is fixed, so that a result depends neither on the number
-// of threads nor on the batch.
-constexpr int64_t kStripRows = 128;
+// of threads nor on the batch. Libraries pack the other factor anew for each strip: with 128 rows
+// products of 1024×4096 ran at two thirds of their speed, with 256 at nine tenths.
+constexpr int64_t kStripRows = 256;
+// Of symmetric products in float32, which save more with shorter ones, as fast with either.
+constexpr int64_t kShortStripRows = 128;
 // From here on a matrix is cut into strips on the CPU. Below, matrices are multiplied in batches:
 // a call of its own for each strip would cost more than the product.
 constexpr int64_t kSmallestCutOnCpu = 256;
@@ -76,12 +79,12 @@ int64_t strip_at(int64_t i, int64_t strips) { return i % 2 == 0 ? i / 2 : strips
 
 // f(matrix, first row, end row) for each strip of each matrix.
 template <typename F>
-void parallel_strips(int64_t batch, int64_t rows, F&& f) {
-  const int64_t strips = (rows + kStripRows - 1) / kStripRows;
+void parallel_strips(int64_t batch, int64_t rows, int64_t strip_rows, F&& f) {
+  const int64_t strips = (rows + strip_rows - 1) / strip_rows;
   parallel_parts(batch * strips, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = strip_at(i % strips, strips) * kStripRows;
-      f(i / strips, first, std::min(first + kStripRows, rows));
+      const int64_t first = strip_at(i % strips, strips) * strip_rows;
+      f(i / strips, first, std::min(first + strip_rows, rows));
     }
   });
 }
@@ -102,7 +105,8 @@ void symmetric_on_cpu(const at::Tensor& out, const at::Tensor& c, const at::Tens
     });
     return;
   }
-  parallel_strips(batch, n, [&](int64_t matrix, int64_t first, int64_t end) {
+  const int64_t strip_rows = is_half(out.scalar_type()) ? kStripRows : kShortStripRows;
+  parallel_strips(batch, n, strip_rows, [&](int64_t matrix, int64_t first, int64_t end) {
     const auto corner = [&](const at::Tensor& t) {
       return t.defined() ? part(part(t[matrix], 0, first, end), 1, 0, end) : t;
     };
@@ -122,7 +126,7 @@ void product_on_cpu(const at::Tensor& out, const at::Tensor& c, const at::Tensor
     });
     return;
   }
-  parallel_strips(batch, rows, [&](int64_t matrix, int64_t first, int64_t end) {
+  parallel_strips(batch, rows, kStripRows, [&](int64_t matrix, int64_t first, int64_t end) {
     const auto strip = [&](const at::Tensor& t) {
       return t.defined() ? part(t[matrix], 0, first, end) : t;
     };
@@ -227,7 +231,8 @@ SymmetricRoute symmetric_route(int capability, const SymmetricOperands& operands
   const auto& [dtype, n, k, takes_mma_sync, takes_wgmma] = operands;
   if (capability == 0) {
     // Measured with one thread against the whole product, k = n: float32 1.2 at 256 (bfloat16 0.9),
-    // 1.5 at 512 (1.2), 1.7 at 1024 (1.5). ATen's float16 products are too slow to matter.
+    // 1.5 at 512 (1.0 to 1.2), 1.7 at 1024 (1.4 to 1.5). ATen's float16 products are too slow to
+    // matter.
     if (dtype == at::kHalf) return plain;
     return n >= (dtype == at::kBFloat16 ? 2 * kSmallestCutOnCpu : kSmallestCutOnCpu) ? strips
                                                                                      : plain;
