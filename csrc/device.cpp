@@ -91,16 +91,19 @@ int cuda_capability(c10::Device) { return 0; }
 
 #endif
 
-bool has_fast_bfloat16() {
-  static const bool instructions = [] {
+Bfloat16Products bfloat16_products() {
+  static const Bfloat16Products instructions = [] {
     const auto found = at::cpu::get_cpu_capabilities();
     const auto has = [&](const char* name) {
       const auto flag = found.find(name);
       return flag != found.end() && flag->second.isBool() && flag->second.toBool();
     };
-    return has("avx512_bf16") || has("amx_bf16");
+    return has("amx_bf16")      ? Bfloat16Products::tiles
+           : has("avx512_bf16") ? Bfloat16Products::vectors
+                                : Bfloat16Products::none;
   }();
-  return instructions && at::hasMKLDNN() && at::globalContext().userEnabledMkldnn();
+  const bool used = at::hasMKLDNN() && at::globalContext().userEnabledMkldnn();
+  return used ? instructions : Bfloat16Products::none;
 }
 
 at::ScalarType float32_products(c10::Device device) {

@@ -31,9 +31,11 @@ bool is_capturing(c10::Device device);
 // CUDA kernels.
 int cuda_capability(c10::Device device);
 
-// Whether ATen's products on this CPU are about twice as fast in bfloat16 as in float32: it has
-// instructions for them, and torch.backends.mkldnn, which uses them, is on.
-bool has_fast_bfloat16();
+// With what this CPU multiplies bfloat16 in ATen's products: no instructions of its own, or
+// torch.backends.mkldnn, which uses them, is off; AVX512-BF16, about twice as fast as float32; or
+// AMX's tiles, four to six times as fast.
+enum class Bfloat16Products { none, vectors, tiles };
+Bfloat16Products bfloat16_products();
 
 // The type by whose roundoff ATen's float32 products round their inputs on this device: float32,
 // or less where torch.set_float32_matmul_precision or torch.backends allows it; float16 stands for
