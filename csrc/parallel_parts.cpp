@@ -1,15 +1,22 @@
 #include "parallel_parts.h"
 
-// MKL's own, which torch exports where it is built with MKL. 0 stands for what all threads have.
+#include <omp.h>
+
+// MKL's own; null where torch is built without it. Returns what was set; 0 is what all threads
+// have.
 extern "C" __attribute__((weak)) int MKL_Set_Num_Threads_Local(int threads);
 
 namespace erlangen {
 
-MklInOneThread::MklInOneThread()
-    : before_(MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0) {}
+// First torch's own call, which in a thread new to it sets both numbers.
+OneThread::OneThread() : threads_(at::get_num_threads()) {
+  omp_set_num_threads(1);
+  if (MKL_Set_Num_Threads_Local) mkl_threads_ = MKL_Set_Num_Threads_Local(1);
+}
 
-MklInOneThread::~MklInOneThread() {
-  if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(before_);
+OneThread::~OneThread() {
+  if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(mkl_threads_);
+  omp_set_num_threads(threads_);
 }
 
 }  // namespace erlangen

@@ -2,16 +2,22 @@
 // says nothing. So this program stands between liberlangen and its own kernel, which the dynamic
 // linker allows: the library's calls arrive here, are counted, and go on to the kernel.
 
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <set>
+#include <stdexcept>
 #include <thread>
 
 #include "kernels/cpu/row_norm.h"
+#include "parallel_parts.h"
 #include "test_helpers.h"
+
+extern "C" __attribute__((weak)) int MKL_Get_Max_Threads();
 
 namespace {
 
@@ -70,6 +76,38 @@ TEST(Parallel, TwoThreadsTakeTwoChunks) {
   EXPECT_EQ(two[0].end, two[1].begin);
   EXPECT_EQ(two[1].end, 2048);
   EXPECT_TRUE(testing::same_bits(param, twin));
+}
+
+// What oneDNN goes by, and what MKL does.
+bool computes_for(int threads) {
+  return at::get_num_threads() == threads &&
+         (!MKL_Get_Max_Threads || MKL_Get_Max_Threads() == threads);
+}
+
+TEST(Parallel, LibrariesComputeForOneThreadWithin) {
+  ASSERT_EQ(MKL_Get_Max_Threads != nullptr, at::hasMKL());
+  const int before = at::get_num_threads();
+  for (const int threads : {1, 2}) {
+    at::set_num_threads(threads);
+    ASSERT_TRUE(computes_for(threads));
+    std::atomic<int> wrong = 0;
+    for (const int64_t count : {1, 5}) {
+      parallel_parts(count, [&](int64_t, int64_t) {
+        parallel_parts(1, [&](int64_t, int64_t) { wrong += !computes_for(1); });
+        wrong += !computes_for(1);  // the inner guard has put back what it found
+      });
+    }
+    std::thread([&] {  // a thread that torch has not seen yet
+      const OneThread one_thread;
+      wrong += !computes_for(1);
+    })
+        .join();
+    EXPECT_EQ(wrong, 0);
+    const auto fails = [](int64_t, int64_t) { throw std::runtime_error("stop"); };
+    EXPECT_THROW(parallel_parts(2, fails), std::runtime_error);
+    EXPECT_TRUE(computes_for(threads));
+  }
+  at::set_num_threads(before);
 }
 
 }  // namespace

@@ -69,8 +69,8 @@ TEST(SymmetricProduct, ThreadsAndBatchDoNotMatter) {
   const int threads = at::get_num_threads();
   for (const auto dtype : kDTypes) {
     for (const int64_t n : {4, 33, 64, 129, 300, 520}) {
-      const at::Tensor a = at::randn({5, n, 70}, dtype), b = at::randn({5, n, 70}, dtype);
-      const at::Tensor c = at::randn({5, n, n}, dtype), wide = at::randn({5, 70, 40}, dtype);
+      const at::Tensor a = at::randn({5, n, 1001}, dtype), b = at::randn({5, n, 1001}, dtype);
+      const at::Tensor c = at::randn({5, n, n}, dtype), wide = at::randn({5, 1001, 40}, dtype);
       at::set_num_threads(1);
       const at::Tensor symmetric = poisoned(a, 5, n), product = at::full({5, n, 40}, NAN, dtype);
       symmetric_product_out(symmetric, c, a, b, 0.5, 1.5);
