@@ -16,39 +16,39 @@ int64_t numel(const Dims& dims) {
   return product;
 }
 
-// One step of a layout, the index-th, on one view. `where` and the index begin every message.
+// Step `index` of a layout. `where` and the index begin every message.
 class Step {
  public:
-  Step(const std::string& where, size_t index)
-      : where_(where + ": layout[" + std::to_string(index) + "]"), first_(index == 0) {}
+  Step(const LayoutStep& step, size_t index, const std::string& where)
+      : step_(step),
+        first_(index == 0),
+        where_(where + ": layout[" + std::to_string(index) + "]") {}
 
-  std::vector<MatrixView> apply(const LayoutStep& step, MatrixView view) const {
-    TORCH_CHECK_VALUE(step.dim == -2 || step.dim == -1, where_,
-                      ": dim must be -2 (rows) or -1 (columns), got ", step.dim);
-    if (step.verb == "transpose") {
+  std::vector<MatrixView> apply(MatrixView view) const {
+    TORCH_CHECK_VALUE(step_.dim == -2 || step_.dim == -1, where_,
+                      ": dim must be -2 (rows) or -1 (columns), got ", step_.dim);
+    if (step_.verb == "transpose") {
       std::swap(view.rows, view.cols);
-    } else if (step.verb == "heads") {
-      TORCH_CHECK_VALUE(step.sizes.size() == 1 && step.sizes[0] > 0, where_,
-                        ": heads must be a positive number, got ", at::IntArrayRef(step.sizes));
-      take_outer(side(view, step), step.sizes[0], view.batch, "heads");
-    } else if (step.verb == "pairs") {
-      pairs(view, step);
-    } else if (step.verb == "flatten") {
+    } else if (step_.verb == "heads") {
+      TORCH_CHECK_VALUE(step_.sizes.size() == 1 && step_.sizes[0] > 0, where_,
+                        ": heads must be a positive number, got ", at::IntArrayRef(step_.sizes));
+      take_outer(side(view), step_.sizes[0], view.batch, "heads");
+    } else if (step_.verb == "pairs") {
+      pairs(view);
+    } else if (step_.verb == "flatten") {
       TORCH_CHECK_VALUE(first_, where_, ": flatten must be the first step");
       flatten(view);
-    } else if (step.verb == "sections") {
-      return sections(view, step);
+    } else if (step_.verb == "sections") {
+      return sections(view);
     } else {
-      TORCH_CHECK_VALUE(false, where_, ": unknown step \"", step.verb,
+      TORCH_CHECK_VALUE(false, where_, ": unknown step \"", step_.verb,
                         "\"; allowed: ", verb_names());
     }
     return {view};
   }
 
  private:
-  static Dims& side(MatrixView& view, const LayoutStep& step) {
-    return step.dim == -2 ? view.rows : view.cols;
-  }
+  Dims& side(MatrixView& view) const { return step_.dim == -2 ? view.rows : view.cols; }
 
   // Splits `dims` into n equal outer parts and appends the index of the part to `target`.
   void take_outer(Dims& dims, int64_t n, Dims& target, const char* what) const {
@@ -72,15 +72,15 @@ class Step {
     }
   }
 
-  void pairs(MatrixView& view, const LayoutStep& step) const {
-    TORCH_CHECK_VALUE(step.order == "concatenated" || step.order == "interleaved", where_,
-                      ": pairs must be \"concatenated\" or \"interleaved\", got \"", step.order,
+  void pairs(MatrixView& view) const {
+    TORCH_CHECK_VALUE(step_.order == "concatenated" || step_.order == "interleaved", where_,
+                      ": pairs must be \"concatenated\" or \"interleaved\", got \"", step_.order,
                       "\"");
-    if (step.dim == -1) std::swap(view.rows, view.cols);  // the slices become rows
+    if (step_.dim == -1) std::swap(view.rows, view.cols);  // the slices become rows
     const int64_t size = view.m();
     TORCH_CHECK_VALUE(size % 2 == 0, where_, ": pairs needs an even size, got ", size);
     Dims pair;
-    if (step.order == "concatenated") {
+    if (step_.order == "concatenated") {
       take_outer(view.rows, 2, pair, "pairs");
     } else {
       Dim& inner = view.rows.back();
@@ -101,35 +101,36 @@ class Step {
     view.cols = merged({all.begin() + 1, all.end()});
   }
 
-  std::vector<MatrixView> sections(MatrixView& view, const LayoutStep& step) const {
-    Dims& dims = side(view, step);
+  std::vector<MatrixView> sections(MatrixView& view) const {
+    Dims& dims = side(view);
     if (dims.empty()) dims.push_back({1, 0});  // an earlier step has taken all of them
     const int64_t size = numel(dims);
     const int64_t inner = size / dims.front().size;  // what one index of the outermost covers
     int64_t begin = 0;
     std::vector<MatrixView> result;
     TORCH_CHECK_VALUE(
-        std::all_of(step.sizes.begin(), step.sizes.end(), [](auto n) { return n > 0; }), where_,
-        ": sections must be positive, got ", at::IntArrayRef(step.sizes));
-    for (int64_t part : step.sizes) {
-      TORCH_CHECK_VALUE(part <= size - begin, where_, ": sections ", at::IntArrayRef(step.sizes),
+        std::all_of(step_.sizes.begin(), step_.sizes.end(), [](auto n) { return n > 0; }), where_,
+        ": sections must be positive, got ", at::IntArrayRef(step_.sizes));
+    for (int64_t part : step_.sizes) {
+      TORCH_CHECK_VALUE(part <= size - begin, where_, ": sections ", at::IntArrayRef(step_.sizes),
                         " add up to more than the size ", size);
       TORCH_CHECK_VALUE(part % inner == 0, where_, ": section ", part,
                         " cuts through parts of an earlier step");
       MatrixView section = view;
-      Dim& outer = side(section, step).front();
+      Dim& outer = side(section).front();
       section.offset += begin / inner * outer.stride;
       outer.size = part / inner;
       result.push_back(std::move(section));
       begin += part;
     }
-    TORCH_CHECK_VALUE(begin == size, where_, ": sections ", at::IntArrayRef(step.sizes),
+    TORCH_CHECK_VALUE(begin == size, where_, ": sections ", at::IntArrayRef(step_.sizes),
                       " add up to ", begin, ", but the size is ", size);
     return result;
   }
 
-  const std::string where_;
+  const LayoutStep& step_;
   const bool first_;
+  const std::string where_;
 };
 
 }  // namespace
@@ -165,10 +166,10 @@ std::vector<MatrixView> matrix_views(const Layout& layout, at::IntArrayRef sizes
   }
   std::vector<MatrixView> views = {whole};
   for (size_t i = 0; i < layout.size(); ++i) {
-    const Step step(where, i);
+    const Step step(layout[i], i, where);
     std::vector<MatrixView> next;
     for (MatrixView& view : views) {
-      for (MatrixView& part : step.apply(layout[i], std::move(view))) {
+      for (MatrixView& part : step.apply(std::move(view))) {
         next.push_back(std::move(part));
       }
     }

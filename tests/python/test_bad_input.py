@@ -110,7 +110,12 @@ VALUES = [
     ("layout", [{"sections": 8, "dim": -2}], TypeError, ["8", "list of int"]),
     ("layout", [{"pairs": "mixed", "dim": -2}], ValueError, ["mixed", "concatenated"]),
     ("layout", [{"pairs": 2, "dim": -2}], TypeError, ["2", "str"]),
-    ("layout", [{"transpose": True}, {"flatten": True}], ValueError, ["[1]", "flatten", "first"]),
+    (
+        "layout",
+        [{"transpose": True}, {"flatten": True}],
+        ValueError,
+        ["layout[1]", "flatten", "first"],
+    ),
     (
         "layout",
         [{"sections": [5, 3], "dim": -2}, {"pairs": "interleaved", "dim": -2}],
