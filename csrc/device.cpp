@@ -98,9 +98,9 @@ Bfloat16Products bfloat16_products() {
       const auto flag = found.find(name);
       return flag != found.end() && flag->second.isBool() && flag->second.toBool();
     };
-    return has("amx_bf16")      ? Bfloat16Products::tiles
-           : has("avx512_bf16") ? Bfloat16Products::vectors
-                                : Bfloat16Products::none;
+    // Linux grants the tiles to a process that asks; old kernels never do.
+    if (has("amx_bf16") && at::cpu::init_amx()) return Bfloat16Products::tiles;
+    return has("avx512_bf16") ? Bfloat16Products::vectors : Bfloat16Products::none;
   }();
   const bool used = at::hasMKLDNN() && at::globalContext().userEnabledMkldnn();
   return used ? instructions : Bfloat16Products::none;

@@ -196,7 +196,7 @@ def test_products_by_default(device):
     """By what the device multiplies fastest; on a CPU in float32 through Gram matrices, which AMX's
     bfloat16 overtakes."""
     capabilities = torch.cpu.get_capabilities()
-    tiles = capabilities.get("amx_bf16")
+    tiles = capabilities.get("amx_bf16") and torch.cpu._init_amx()
     fast = capabilities.get("avx512_bf16") or tiles
     for shape in [(8, 16), (8, 24)]:
         x = torch.randn(shape, device=device)
@@ -208,6 +208,11 @@ def test_products_by_default(device):
             others = {d: function(x, ns_dtype=d) for d in ("float32", "bfloat16", "float16")}
             same = [d for d, y in others.items() if torch.equal(y, function(x))]
             assert same == [chosen], (rule, shape)
+            if device.type == "cpu":  # who chooses the form chooses the type, whatever the shape
+                for method, dtype in {"standard": "bfloat16", "gram": "float32"}.items():
+                    one = function(x, ns_method=method)
+                    other = function(x, ns_method=method, ns_dtype=dtype if fast else "float32")
+                    assert torch.equal(one, other), (rule, shape, method)
     if device.type == "cpu":
         with torch.backends.mkldnn.flags(enabled=False):  # whose are the fast products
             x = torch.randn(8, 8)

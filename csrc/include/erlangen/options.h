@@ -117,19 +117,22 @@ struct EquivariantOptions : public torch::optim::OptimizerCloneableOptions<Equiv
   ERLANGEN_OPTION(std::string, momentum_order, "momentum_first");
   // Exponent of the nuclear norm that multiplies a polar direction.
   ERLANGEN_OPTION(double, alpha, 0.0);
-  // Scale by the logical matrix's shape m×n; of norm rules (row_norm, column_norm, hybrid with
-  // "polar_then_row") rows or columns leave with length 1. "match_rms_adamw": 0.2·√max(m, n), of
-  // unit rows 0.2·√n, of unit columns 0.2·√m. "original" (Muon): √max(1, m/n), of norm rules 1.
-  // "unit_rms_norm" (Scion): √(m/n), of unit rows 1/√n, of unit columns √m. "none": 1.
+  // Scale by the logical matrix's shape m×n:
+  //                       polar rules      row_norm, polar_then_row    column_norm
+  //   "match_rms_adamw"   0.2·√max(m, n)   0.2·√n                      0.2·√m
+  //   "original"          √max(1, m/n)     1                           1             (Muon)
+  //   "unit_rms_norm"     √(m/n)           1/√n                        √m            (Scion)
+  //   "none"              1                1                           1
   ERLANGEN_OPTION(std::string, adjust_lr_fn, "match_rms_adamw");
   // The polar iteration: its polynomials, how many steps of them (nullopt: the set's own length),
-  // "auto" (the cheaper of the next two), "standard", "gram" or "exact" (a decomposition in
-  // float64, in which singular values below 16 roundings of the input's type count as zero; of
-  // float64 through a Gram matrix, as the one-sided rules go, those below the root of its
-  // rounding), and the type of its products: "float32", "bfloat16", "float16" or "auto", which is
-  // float64 for float64 parameters; float16 on CUDA; and on CPUs with instructions for it bfloat16,
-  // but for one-sided rules and, without AMX, for matrices of 3:1 and longer, whose Gram form is
-  // faster and saves nothing in bfloat16. These, and other CPUs, multiply in float32.
+  // "auto" (the cheaper of the next two, in bfloat16 the first), "standard", "gram" or "exact" (a
+  // decomposition in float64, in which singular values below 16 roundings of the input's type count
+  // as zero; of float64 through a Gram matrix, as the one-sided rules go, those below the root of
+  // its rounding), and the type of its products: "float32", "bfloat16", "float16" or "auto", which
+  // is float64 for float64 parameters; float16 on CUDA; and on CPUs with instructions for it
+  // bfloat16, but float32 with ns_method "gram", and with "auto" for one-sided rules and, without
+  // AMX, for matrices of 3:1 and longer, whose Gram form is faster then. Other CPUs multiply in
+  // float32.
   ERLANGEN_OPTION(NsCoefficients, ns_coefficients, {});
   ERLANGEN_OPTION(OptionalInt, ns_steps, std::nullopt);
   ERLANGEN_OPTION(std::string, ns_method, "auto");
