@@ -38,6 +38,7 @@ class Settings(NamedTuple):
     quick: bool  # tiny shapes and short timings, to see that everything runs
     bytes_per_second: float = math.nan  # read and written, of a copy or in place
     operations_per_second: float = math.nan  # two a multiplication, of a full product
+    bfloat16_over_float32: float = math.nan  # how much faster such products are
 
     @property
     def cuda(self) -> bool:
@@ -124,8 +125,8 @@ class Made:
 
 @contextmanager
 def side_stream():
-    """Another stream, after the current one's work and before what that gets next: where torch asks
-    for some calls of what is to be captured."""
+    """A stream that waits for the current one, which then waits for it: where torch asks for a few
+    calls of what is to be captured."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -178,15 +179,16 @@ def measure_hardware(settings: Settings) -> Settings:
         {"copy": lambda: target.copy_(source), "in_place": lambda: target.neg_()}
     )
     # The fastest of several: which size and type fill the device differs.
-    rates = []
+    rates = dict.fromkeys((FP32, BF16, FP16), 0.0)
     for n in settings.shrink(*((4096, 8192) if settings.cuda else (2048,))):
         for dtype in (FP32, BF16, FP16) if settings.cuda else (FP32, BF16):
             a, b, out = torch.randn(3, n, n, device=settings.device).to(dtype).unbind()
             product = settings.milliseconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), 0.5)
-            rates.append(2 * n**3 / product * 1e3)
+            rates[dtype] = max(rates[dtype], 2 * n**3 / product * 1e3)
     return settings._replace(
         bytes_per_second=2 * source.numel() * 4 / min(times.values()) * 1e3,
-        operations_per_second=max(rates),
+        operations_per_second=max(rates.values()),
+        bfloat16_over_float32=rates[BF16] / rates[FP32],
     )
 
 
@@ -227,16 +229,19 @@ def run(args, cases: dict) -> dict:
         torch.set_num_threads(args.threads)
     settings = measure_hardware(Settings(args.device, args.quick))
     found, status = peers.find(args.device)
+    instructions = torch.cpu.get_capabilities()
     report = {
         "command": "python " + " ".join(sys.argv),
         "date": date.today().isoformat(),
         "machine": torch.cuda.get_device_name() if settings.cuda else processor(),
         "cores": len(os.sched_getaffinity(0)),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_bfloat16": [k for k in ("avx512_bf16", "amx_bf16") if instructions.get(k)],
         "threads": torch.get_num_threads(),
         "commit": commit(),
         "versions": {"erlangen": erlangen.__version__, "torch": torch.__version__},
         "peers": status,
+        "bfloat16_over_float32": round(settings.bfloat16_over_float32, 1),
         "results": {},
     }
     if settings.cuda:

@@ -24,8 +24,8 @@ def report_of(module, tmp_path, only=""):
     report = module.main(["--quick", "--device", "cpu", "--only", only, "--out", str(out)])
     assert json.loads(out.read_text()) == report
     assert report.keys() == {
-        *("command", "date", "machine", "cores", "cpu_capability", "threads", "commit"),
-        *("versions", "peers", "results"),
+        *("command", "date", "machine", "cores", "cpu_capability", "cpu_bfloat16", "threads"),
+        *("commit", "versions", "peers", "bfloat16_over_float32", "results"),
     }
     assert report["cores"] == len(os.sched_getaffinity(0))
     assert report["threads"] == torch.get_num_threads()
