@@ -77,29 +77,42 @@ def table(heading: str) -> list[list[str]]:
     return [row.split(" | ") for row in rows[1:]]
 
 
+def report(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
 def results(name: str) -> dict:
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["results"]
+    return report(name)["results"]
 
 
 MODELS = {
     "all parameters of a Qwen3 of 24 layers of 256": "Qwen3, 24 layers of 256",
     "the same of OLMoE-1B-7B's shape, an eighth as wide": "OLMoE-1B-7B, 12 of its 16 layers",
 }
+MACHINES = ("xeon", "epyc")
 BESIDE = {"`torch.optim.Muon`": "torch_muon", "`AdamW(fused=True)`": "adamw_fused"}
 
 
 def test_figures_of_speed():
-    steps, models = results("steps_cpu"), results("train_step_cpu")
+    machines = [(results(f"steps_cpu_{m}"), results(f"train_step_cpu_{m}")) for m in MACHINES]
     expected = []
     for name, beside, *_ in table("Speed"):
-        if name in MODELS:
-            result, other = models[MODELS[name]], "torch_muon_and_adamw_fused"
-        else:
-            case = name.replace("`", "").replace(",", "").replace(" of ", " x ").replace("×", "x")
-            result, other = steps[case], BESIDE[beside]
-        figures = [f"{result[f'ratio_to_{other}']:.1f}", f"{result['share_of_floor']:.2f}"]
-        expected.append([name, beside, *figures])
+        expected.append([name, beside])
+        for steps, models in machines:
+            if name in MODELS:
+                result, other = models[MODELS[name]], "torch_muon_and_adamw_fused"
+            else:
+                case = name.replace("`", "").replace(",", "").replace(" of ", " x ")
+                result, other = steps[case.replace("×", "x")], BESIDE[beside]
+            expected[-1] += [
+                f"{result[f'ratio_to_{other}']:.1f}",
+                f"{result['share_of_floor']:.2f}",
+            ]
     assert expected and table("Speed") == expected
+
+
+def test_speed_of_bfloat16():
+    assert f"AMX, about {report('polar_cpu_xeon')['bfloat16_over_float32']:.0f} times" in TEXT
 
 
 def test_figures_of_training():
