@@ -95,10 +95,15 @@ void mirror_on_cpu(const at::Tensor& out, int64_t matrix, int64_t begin, int64_t
   kernels::cpu::mirror_lower(data, out.stride(1), static_cast<int>(out.element_size()), begin, end);
 }
 
+// ATen multiplies a batch of vectors in another way than one of them.
+bool has_vectors(const at::Tensor& out, const at::Tensor& a) {
+  return out.size(1) == 1 || out.size(2) == 1 || a.size(2) == 1;
+}
+
 void symmetric_on_cpu(const at::Tensor& out, const at::Tensor& c, const at::Tensor& a,
                       const at::Tensor& b, double beta, double alpha, SymmetricRoute route) {
   const int64_t batch = out.size(0), n = out.size(1);
-  if (route == SymmetricRoute::plain) {
+  if (route == SymmetricRoute::plain && !has_vectors(out, a)) {
     parallel_parts(batch, [&](int64_t begin, int64_t end) {
       aten_product_out(part(out, 0, begin, end), part(c, 0, begin, end), part(a, 0, begin, end),
                        part(b, 0, begin, end).mT(), beta, alpha);
@@ -120,7 +125,7 @@ void symmetric_on_cpu(const at::Tensor& out, const at::Tensor& c, const at::Tens
 void product_on_cpu(const at::Tensor& out, const at::Tensor& c, const at::Tensor& a,
                     const at::Tensor& b, double beta, double alpha) {
   const int64_t batch = out.size(0), rows = out.size(1);
-  if (rows < kSmallestCutOnCpu) {
+  if (rows < kSmallestCutOnCpu && !has_vectors(out, a)) {
     parallel_parts(batch, [&](int64_t begin, int64_t end) {
       aten_product_out(part(out, 0, begin, end), part(c, 0, begin, end), part(a, 0, begin, end),
                        part(b, 0, begin, end), beta, alpha);

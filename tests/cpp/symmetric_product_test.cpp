@@ -5,6 +5,7 @@
 
 #include <ATen/Parallel.h>
 
+#include <array>
 #include <cmath>
 
 namespace {
@@ -68,11 +69,16 @@ TEST(SymmetricProduct, ThreadsAndBatchDoNotMatter) {
   at::manual_seed(2);
   const int threads = at::get_num_threads();
   for (const auto dtype : kDTypes) {
-    for (const int64_t n : {4, 33, 64, 129, 300, 520}) {
-      const at::Tensor a = at::randn({5, n, 1001}, dtype), b = at::randn({5, n, 1001}, dtype);
-      const at::Tensor c = at::randn({5, n, n}, dtype), wide = at::randn({5, 1001, 40}, dtype);
+    // With rows and columns that are vectors: ATen takes these otherwise.
+    const std::array<int64_t, 3> shapes[] = {{4, 1001, 40},   {33, 1001, 40},  {64, 1001, 40},
+                                             {129, 1001, 40}, {300, 1001, 40}, {520, 1001, 40},
+                                             {1, 512, 40},    {128, 1, 40},    {128, 512, 1}};
+    for (const auto& [n, k, columns] : shapes) {
+      const at::Tensor a = at::randn({5, n, k}, dtype), b = at::randn({5, n, k}, dtype);
+      const at::Tensor c = at::randn({5, n, n}, dtype), wide = at::randn({5, k, columns}, dtype);
       at::set_num_threads(1);
-      const at::Tensor symmetric = poisoned(a, 5, n), product = at::full({5, n, 40}, NAN, dtype);
+      const at::Tensor symmetric = poisoned(a, 5, n);
+      const at::Tensor product = at::full({5, n, columns}, NAN, dtype);
       symmetric_product_out(symmetric, c, a, b, 0.5, 1.5);
       product_out(product, {}, a, wide, 0.0, 1.0);
       for (const int count : {1, 2, 3}) {
@@ -80,11 +86,12 @@ TEST(SymmetricProduct, ThreadsAndBatchDoNotMatter) {
         for (const int64_t batch : {1, 2, 5}) {
           const auto first = [&](const at::Tensor& t) { return t.narrow(0, 0, batch); };
           const at::Tensor out = poisoned(a, batch, n);
-          const at::Tensor plain_out = at::full({batch, n, 40}, NAN, dtype);
+          const at::Tensor plain_out = at::full({batch, n, columns}, NAN, dtype);
           symmetric_product_out(out, first(c), first(a), first(b), 0.5, 1.5);
           product_out(plain_out, {}, first(a), first(wide), 0.0, 1.0);
-          EXPECT_TRUE(same_bits(out, first(symmetric))) << dtype << " " << n << " x " << batch;
-          EXPECT_TRUE(same_bits(plain_out, first(product))) << dtype << " " << n << " x " << batch;
+          const auto shape = c10::str(dtype, " ", batch, " of ", n, " x ", k, " x ", columns);
+          EXPECT_TRUE(same_bits(out, first(symmetric))) << shape;
+          EXPECT_TRUE(same_bits(plain_out, first(product))) << shape;
         }
       }
     }

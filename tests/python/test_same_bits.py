@@ -41,6 +41,10 @@ POLAR = [
     ({"rule": "spectral", "decay": "cautious", "stochastic_rounding": True}, SQUARE),
     *(({"rule": "right_spectral"}, shape) for shape in (TALL, SQUARE, SMALL)),
     *(({"rule": "left_spectral"}, shape) for shape in (WIDE, SQUARE, SMALL)),
+    # Batches of vectors.
+    ({"rule": "spectral", **STANDARD}, (3, 512, 1)),
+    ({"rule": "right_spectral"}, (2, 1, 128)),
+    ({"rule": "left_spectral"}, (2, 128, 1)),
 ]
 # By the same kernels, with ATen's operations in between.
 MORE = [
