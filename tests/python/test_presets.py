@@ -58,7 +58,18 @@ def ratio_of(shape, adjust_lr_fn=None, **_):
 
 @pytest.fixture
 def in_float64(monkeypatch):
-    """torch.optim.Muon with its iteration in float64. The clone: it goes on in place."""
+    """torch.optim.Muon with its iteration in float64. The clone: it goes on in place.
+
+    It converts by `bfloat16()`, from torch 2.15 on by `to(dtype=torch.bfloat16)`.
+    """
+    to = torch.Tensor.to
+
+    def to_float64(t, *args, **kwargs):
+        if kwargs.get("dtype") is torch.bfloat16:
+            return t.double().clone()
+        return to(t, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", to_float64)
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda t: t.double().clone())
 
 
