@@ -20,11 +20,11 @@ bool same_memory_order(const at::Tensor& a, const at::Tensor& b) {
          a.is_non_overlapping_and_dense();
 }
 
-// torch's kernel knows one lr. With lr·lr_scale for it, weight_decay / lr_scale gives the decay
-// that was asked for, each product rounded once more. Where the scale is 0 there is no such number,
-// and where it is far from 1 one of the factors could leave float32.
-bool fits_fused_kernel(double lr_scale) {
-  return lr_scale == 1.0 || (lr_scale >= 0x1p-20 && lr_scale <= 0x1p20);
+// torch's kernel knows one lr. With lr·update_scale for it, weight_decay / update_scale gives the
+// decay that was asked for, each product rounded once more. Where the scale is 0 there is no such
+// number, and where it is far from 1 one of the factors could leave float32.
+bool fits_fused_kernel(double update_scale) {
+  return update_scale == 1.0 || (update_scale >= 0x1p-20 && update_scale <= 0x1p20);
 }
 
 // torch's kernel takes the decay as a number. One that lies in a tensor is the reference's, for to
@@ -34,7 +34,7 @@ bool is_fused(const std::vector<StepGroup>& groups, const ParamIndex& index) {
   const at::Tensor& param = param_of(groups, index);
   const EquivariantParamState& state = state_of(groups, index);
   return options.decay() == "decoupled" && options.support() == "all" &&
-         !rounds_stochastically(options, param) && fits_fused_kernel(options.lr_scale()) &&
+         !rounds_stochastically(options, param) && fits_fused_kernel(options.update_scale()) &&
          !scalars_of(groups, index).weight_decay.defined() &&
          same_memory_order(param, param.grad()) && same_memory_order(param, state.exp_avg()) &&
          same_memory_order(param, state.exp_avg_sq());
@@ -44,14 +44,14 @@ bool is_fused(const std::vector<StepGroup>& groups, const ParamIndex& index) {
 struct FusedCall {
   at::Device device;
   at::ScalarType dtype;
-  double lr, lr_scale, weight_decay, eps;
+  double lr, update_scale, weight_decay, eps;
   EquivariantOptions::Betas betas;
   bool maximize;
   const StepScalars* scalars;
   std::vector<at::Tensor> params = {}, grads = {}, exp_avgs = {}, exp_avg_sqs = {}, steps = {};
 
   auto key() const {
-    return std::tuple(device, dtype, lr, lr_scale, weight_decay, eps, betas, maximize,
+    return std::tuple(device, dtype, lr, update_scale, weight_decay, eps, betas, maximize,
                       address(scalars->lr));
   }
 };
@@ -63,15 +63,15 @@ void run(const FusedCall& call) {
   const auto fused = [&](const auto& lr) {
     at::_fused_adamw_(
         call.params, call.grads, call.exp_avgs, call.exp_avg_sqs, {}, call.steps, lr,
-        std::get<0>(call.betas), std::get<1>(call.betas), call.weight_decay / call.lr_scale,
+        std::get<0>(call.betas), std::get<1>(call.betas), call.weight_decay / call.update_scale,
         call.eps, /*amsgrad=*/false, call.maximize,
         scalars.grad_scale.defined() ? std::optional(scalars.grad_scale) : std::nullopt,
         scalars.found_inf.defined() ? std::optional(scalars.found_inf) : std::nullopt);
   };
   if (!scalars.lr.defined()) {
-    fused(call.lr * call.lr_scale);
+    fused(call.lr * call.update_scale);
   } else {
-    fused(call.lr_scale == 1.0 ? scalars.lr : scalars.lr * call.lr_scale);
+    fused(call.update_scale == 1.0 ? scalars.lr : scalars.lr * call.update_scale);
   }
 }
 
@@ -107,7 +107,7 @@ void step_adamw(const std::vector<ParamIndex>& params, const std::vector<StepGro
     FusedCall call = {.device = param.device(),
                       .dtype = param.scalar_type(),
                       .lr = options.lr(),
-                      .lr_scale = options.lr_scale(),
+                      .update_scale = options.update_scale(),
                       .weight_decay = options.weight_decay(),
                       .eps = options.eps(),
                       .betas = options.betas(),

@@ -103,7 +103,7 @@ void check_options(const EquivariantOptions& options, const std::string& where) 
   const bool adamw = options.rule() == "adamw";
 
   check_at_least_0(where, "lr", options.lr());
-  check_at_least_0(where, "lr_scale", options.lr_scale());
+  check_at_least_0(where, "update_scale", options.update_scale());
   check_at_least_0(where, "weight_decay", options.weight_decay());
   check_one_of(where, "decay", options.decay(), {"decoupled", "cautious"});
   check_one_of(where, "order", options.order(), {"row_then_polar", "polar_then_row"});

@@ -154,7 +154,7 @@ std::vector<Job> jobs_of(const Bucket& bucket, const MatrixParam& member, const 
                                 .lr_pointer = address(scalars.lr),
                                 .weight_decay = o.weight_decay(),
                                 .weight_decay_pointer = address(scalars.weight_decay),
-                                .factor = o.lr_scale() * scale},
+                                .factor = o.update_scale() * scale},
                      .options = {.rows = columns.rows,
                                  .cols = columns.cols,
                                  .pairs = columns.pairs,

@@ -45,7 +45,7 @@ Row row_of(const EquivariantOptions& options, const at::Tensor& param, const std
   std::string matrices, scale;
   if (options.rule() == "adamw") {
     matrices = "-";
-    scale = number(options.lr_scale());
+    scale = number(options.update_scale());
   } else {
     const auto views =
         matrix_views(options.layout(), param.sizes(), c10::contiguous_strides(param.sizes()), name);
@@ -54,7 +54,7 @@ Row row_of(const EquivariantOptions& options, const at::Tensor& param, const std
       const std::string separator = matrices.empty() ? "" : " + ";
       const std::string count = view.count() == 1 ? "" : std::to_string(view.count()) + " of ";
       matrices += separator + count + product({view.m(), view.n()});
-      scale += separator + number(options.lr_scale() * by_shape);
+      scale += separator + number(options.update_scale() * by_shape);
     }
   }
   return {name,
@@ -74,7 +74,8 @@ size_t width(const std::string& text) {
 }  // namespace
 
 std::string explain(const std::vector<ExplainGroup>& groups) {
-  std::vector<Row> rows = {{"parameter", "shape", "role", "rule", "logical matrices", "lr scale"}};
+  std::vector<Row> rows = {
+      {"parameter", "shape", "role", "rule", "logical matrices", "update scale"}};
   for (size_t g = 0; g < groups.size(); ++g) {
     const EquivariantOptions& options = groups[g].options;
     check_options(options, describe_group(g, options));

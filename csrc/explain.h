@@ -15,7 +15,7 @@ struct ExplainGroup {
 };
 
 // A line a parameter: name, shape, role, rule with what modifies it, logical matrices, and the
-// factor on its learning rate (lr_scale times the scale by shape). `options` are complete.
+// factor on its learning rate (update_scale times the scale by shape). `options` are complete.
 std::string explain(const std::vector<ExplainGroup>& groups);
 
 }  // namespace erlangen

@@ -5,6 +5,8 @@
 #include <erlangen/options.h>
 #include <torch/serialize/archive.h>
 
+#include <string_view>
+
 namespace erlangen {
 
 LayoutStep LayoutStep::transpose() { return {"transpose", {}, "", -2}; }
@@ -20,7 +22,7 @@ LayoutStep LayoutStep::flatten() { return {"flatten", {}, "", -2}; }
 template <typename Self, typename Visitor>
 void EquivariantOptions::visit(Self& self, Visitor&& visitor) {
   visitor("lr", self.lr_);
-  visitor("lr_scale", self.lr_scale_);
+  visitor("update_scale", self.update_scale_);
   visitor("weight_decay", self.weight_decay_);
   visitor("decay", self.decay_);
   visitor("rule", self.rule_);
@@ -115,7 +117,10 @@ void EquivariantOptions::serialize(torch::serialize::OutputArchive& archive) con
 void EquivariantOptions::serialize(torch::serialize::InputArchive& archive) {
   visit(*this, [&](const char* name, auto& setting) {
     c10::IValue value;
-    if (!archive.try_read(name, value)) return;  // written by a version without this option
+    const bool found = archive.try_read(name, value) ||
+                       (std::string_view(name) == "update_scale" &&
+                        archive.try_read("lr_scale", value));  // as version 0.1 called it
+    if (!found) return;  // written by a version without this option
     from_ivalue(name, value, setting.value);
     setting.is_set = true;
   });

@@ -101,7 +101,7 @@ std::optional<Job> job_of(const Bucket& bucket, const MatrixParam& member, const
                               .lr_pointer = address(scalars.lr),
                               .weight_decay = o.weight_decay(),
                               .weight_decay_pointer = address(scalars.weight_decay),
-                              .factor = o.lr_scale(),
+                              .factor = o.update_scale(),
                               .position = member.index.position,
                               .step = 0,
                               .step_pointer = rounds ? address(state.step()) : nullptr},

@@ -94,14 +94,15 @@ at::Tensor stochastic_round(const at::Tensor& x, const ApplyArgs& key) {
 
 namespace {
 
-// lr·weight_decay and lr·lr_scale as float64 tensors beside p: as exact as the numbers' products.
+// lr·weight_decay and lr·update_scale as float64 tensors beside p: as exact as the numbers'
+// products.
 std::pair<at::Tensor, at::Tensor> factors(const ApplyArgs& args, const at::Tensor& p) {
   const auto options = p.options().dtype(at::kDouble);
   const auto wide = [&](const at::Tensor& scalar, double value) {
     return scalar.defined() ? scalar.to(at::kDouble) : at::full({}, value, options);
   };
   const at::Tensor lr = wide(args.lr_tensor, args.lr);
-  return {lr * wide(args.weight_decay_tensor, args.weight_decay), lr * args.lr_scale};
+  return {lr * wide(args.weight_decay_tensor, args.weight_decay), lr * args.update_scale};
 }
 
 }  // namespace
@@ -121,7 +122,7 @@ void apply_update(const at::Tensor& param, const at::Tensor& update, const at::T
     const auto [decay, length] = factors(args, p);
     change = (update * length.to(p.scalar_type())).add_(decayed * decay.to(p.scalar_type()));
   } else {
-    change = (update * (args.lr * args.lr_scale)).add_(decayed * (args.lr * args.weight_decay));
+    change = (update * (args.lr * args.update_scale)).add_(decayed * (args.lr * args.weight_decay));
   }
   if (in_place) {
     p.sub_(change);

@@ -31,7 +31,7 @@ at::Tensor row_norm(const at::Tensor& x);
 // not read on the host unless that is the CPU.
 struct ApplyArgs {
   double lr;
-  double lr_scale;
+  double update_scale;
   double weight_decay;
   at::Tensor lr_tensor = {};            // defined: in place of lr
   at::Tensor weight_decay_tensor = {};  // defined: in place of weight_decay
@@ -42,8 +42,8 @@ struct ApplyArgs {
   int64_t tensor = 0;    // and the parameter's position among all
 };
 
-// p ← (1 − lr·weight_decay)·p − lr·lr_scale·update, rounded once. `update` has p's shape; `rows`
-// is undefined or a bool tensor that broadcasts to p, false where p keeps its value.
+// p ← (1 − lr·weight_decay)·p − lr·update_scale·update, rounded once. `update` has p's shape;
+// `rows` is undefined or a bool tensor that broadcasts to p, false where p keeps its value.
 void apply_update(const at::Tensor& param, const at::Tensor& update, const at::Tensor& rows,
                   const ApplyArgs& args);
 

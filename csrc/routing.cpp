@@ -215,7 +215,7 @@ EquivariantOptions role_options(const std::string& role, const std::string& adju
   EquivariantOptions options;
   options.role(role);
   if (role == "embedding") {
-    options.rule("row_norm").lr_scale(5.0).weight_decay(0.0);
+    options.rule("row_norm").update_scale(5.0).weight_decay(0.0);
     if (adjust_lr_fn == "original" || adjust_lr_fn == "unit_rms_norm") {
       options.rule("column_norm").layout({LayoutStep::transpose()});
     }
@@ -293,8 +293,8 @@ std::vector<OptimizerParamGroup> param_groups(const nn::Module& module, const Ov
       layout.insert(layout.end(), of_role.layout().begin(), of_role.layout().end());
       of_role.layout(std::move(layout));
     }
-    // AdamW has no use for these; the role's lr_scale is for its own rule.
-    if (options.rule() == "adamw") of_role.layout({}).center(false).lr_scale(1.0);
+    // AdamW has no use for these; the role's update_scale is for its own rule.
+    if (options.rule() == "adamw") of_role.layout({}).center(false).update_scale(1.0);
     options.fill_from(of_role);
     auto group = std::find_if(groups.begin(), groups.end(),
                               [&](const auto& candidate) { return candidate.first == options; });

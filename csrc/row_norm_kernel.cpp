@@ -78,7 +78,7 @@ std::optional<Job> job_of(const Bucket& bucket, const MatrixParam& member, const
                               .lr_pointer = address(scalars.lr),
                               .weight_decay = o.weight_decay(),
                               .weight_decay_pointer = address(scalars.weight_decay),
-                              .factor = o.lr_scale() * shape_scale(bucket.rule, view.m(), cols),
+                              .factor = o.update_scale() * shape_scale(bucket.rule, view.m(), cols),
                               .element_strides = rows->strides[kElement],
                               .element_offset = view.offset,
                               .position = member.index.position,

@@ -87,7 +87,7 @@ void apply(const std::vector<StepGroup>& groups, const ParamIndex& index,
   if (options.support() == "gradient") rows = param.grad().ne(0).any(-1, /*keepdim=*/true);
   reference::apply_update(param, update, rows,
                           {.lr = options.lr(),
-                           .lr_scale = options.lr_scale(),
+                           .update_scale = options.update_scale(),
                            .weight_decay = options.weight_decay(),
                            .lr_tensor = scalars.lr,
                            .weight_decay_tensor = scalars.weight_decay,

@@ -40,7 +40,7 @@ struct PolarTensor {
   const float* lr_pointer;  // where not null, lr is read from there, at run time
   double weight_decay;
   const float* weight_decay_pointer;  // as lr_pointer
-  double factor;                      // of the update, not of the decay: lr_scale
+  double factor;                      // of the update, not of the decay: update_scale
   int64_t position;                   // of the parameter among all: keys its rounding noise,
   int64_t step;                       // with the number of this step, from 1
   const float* step_pointer;          // where not null, the step is read from there

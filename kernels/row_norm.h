@@ -40,7 +40,7 @@ struct RowNormTensor {
   const float* lr_pointer;  // where not null, lr is read from there, at run time
   double weight_decay;
   const float* weight_decay_pointer;  // as lr_pointer
-  double factor;  // lr_scale * factor by shape: lr * factor is the length of a row's update
+  double factor;  // update_scale * factor by shape: lr * factor is the length of a row's update
   // For stochastic rounding: where the elements lie in the contiguous parameter, and what else keys
   // their noise.
   RowStrides element_strides;

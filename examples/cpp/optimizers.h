@@ -79,7 +79,7 @@ class Schedule : public torch::optim::LRScheduler {
   }
 
  private:
-  // The same for all groups: what a group needs beside it is in its lr_scale.
+  // The same for all groups: what a group needs beside it is in its update_scale.
   std::vector<double> get_lrs() override {
     const double step = step_count_, decay_steps = options_.decay_fraction * options_.steps;
     const double rising = (step + 1) / std::max<int64_t>(options_.warmup_steps, 1);

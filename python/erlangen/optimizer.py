@@ -2,6 +2,8 @@
 
 import difflib
 import inspect
+import sys
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,6 +25,7 @@ _OTHER_KEYS = {
     "base_momentum",
     "max_momentum",
     "swa_lr",
+    "lr_scale",
 }
 # Options of a group that have no default: each group has its own.
 _OF_GROUP = {"role", "param_names"}
@@ -40,16 +43,42 @@ def _as_list(params, where: str) -> list:
     return list(params)
 
 
+_HINTS = {
+    "overrides": " (give erlangen.param_groups(model, overrides=...) instead of the model)",
+    "lr_scale": " (it is called 'update_scale')",
+}
+
+
 def _refuse_unknown(options: Iterable[str], allowed: Iterable[str], where: str) -> None:
     for key in options:
         if key not in allowed:
             near = difflib.get_close_matches(str(key), _OPTIONS, n=1, cutoff=0.7)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            if key == "overrides":
-                hint = " (give erlangen.param_groups(model, overrides=...) instead of the model)"
+            hint = _HINTS.get(key, f" (did you mean {near[0]!r}?)" if near else "")
             raise ValueError(
                 f"{where}: unknown option {key!r}{hint}; allowed: {', '.join(sorted(_OPTIONS))}"
             )
+
+
+def _callers_level() -> int:
+    """The stacklevel, for whoever calls this, of the first frame outside torch and erlangen."""
+    level = 1
+    while (frame := sys._getframe(level)).f_back is not None:
+        if frame.f_globals.get("__name__", "").split(".")[0] not in ("torch", "erlangen"):
+            break
+        level += 1
+    return level
+
+
+def _names_of_0_1(options: dict) -> bool:
+    """Whether ``lr_scale`` is what version 0.1 called update_scale, and not timm's factor on lr."""
+    return "lr_scale" in options and "rule" in options and "update_scale" not in options
+
+
+def _renamed(options: dict) -> dict:
+    """A saved group in today's names."""
+    if not _names_of_0_1(options):
+        return options
+    return {{"lr_scale": "update_scale"}.get(key, key): value for key, value in options.items()}
 
 
 def _refuse_foreign(groups: list[dict], live: list[dict]) -> None:
@@ -93,7 +122,7 @@ class Equivariant(Optimizer):
         lr: learning rate, a number or a tensor with one element. A step leaves one that is on a GPU
             to be read there; so with weight_decay.
         weight_decay: decoupled; p ← (1 − lr·weight_decay)·p from the parameter before the step.
-        options: any other option, as the default of all groups. ``lr_scale`` (1.0), ``decay``
+        options: any other option, as the default of all groups. ``update_scale`` (1.0), ``decay``
             ("decoupled", "cautious"), ``rule`` ("spectral", "right_spectral", "left_spectral",
             "row_norm", "column_norm", "hybrid", "adamw"), ``order`` ("row_then_polar",
             "polar_then_row"), ``center`` (False), ``layout`` (None or a list of steps),
@@ -196,6 +225,12 @@ class Equivariant(Optimizer):
         if "params" not in param_group:
             raise ValueError(f'{where} has no "params"')
         _refuse_unknown(param_group, _OTHER_KEYS | _OF_GROUP | _OPTIONS.keys(), where)
+        if _names_of_0_1(param_group) and not any("lr_scale" in g for g in self.param_groups):
+            warnings.warn(
+                f"{where} has lr_scale, which is left to schedulers such as timm's, that multiply "
+                "lr by it; the factor on this group's update is called update_scale",
+                stacklevel=_callers_level(),
+            )
         group = self._translated(param_group)
         group["params"] = _as_list(param_group["params"], where)
         tensors = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
@@ -251,7 +286,7 @@ class Equivariant(Optimizer):
                         f"param_groups[{index}] of the state dict is {group!r:.100}; allowed: a "
                         "dict with a list of params"
                     )
-            groups = [self._translated(group) for group in loaded["param_groups"]]
+            groups = [self._translated(_renamed(group)) for group in loaded["param_groups"]]
             _refuse_foreign(groups, self.param_groups)
             for group, live in zip(groups, self.param_groups, strict=False):  # torch counts them
                 for key in live.keys() & (_OPTIONS.keys() | _OF_GROUP):
@@ -301,6 +336,8 @@ class Equivariant(Optimizer):
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
+        self.param_groups = [_renamed(group) for group in self.param_groups]
+        self.defaults = _renamed(self.defaults)
         self._plan = _C.Plan()
         for options in (self.defaults, *self.param_groups):  # pickled before an option existed
             for key, value in _OPTIONS.items():

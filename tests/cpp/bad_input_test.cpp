@@ -45,7 +45,7 @@ const std::vector<Case> kCases = {
     {"lr_negative", with().lr(-1e-3), {"lr", "-0.001", ">= 0"}},
     {"lr_nan", with().lr(kNan), {"lr", "nan", "finite"}},
     {"lr_inf", with().lr(kInf), {"lr", "inf", "finite"}},
-    {"lr_scale", with().lr_scale(-1.0), {"lr_scale", "-1", ">= 0"}},
+    {"update_scale", with().update_scale(-1.0), {"update_scale", "-1", ">= 0"}},
     {"weight_decay", with().weight_decay(-0.1), {"weight_decay", "-0.1", ">= 0"}},
     {"momentum_one", with().momentum(1.0), {"momentum", "1", "[0, 1)"}},
     {"momentum_nan", with().momentum(kNan), {"momentum", "nan", "[0, 1)"}},

@@ -31,9 +31,9 @@ TEST(Optimizer, GroupsBeatDefaults) {
   EXPECT_EQ(options_of(optimizer, 1).momentum(), 0.5);
 
   optimizer.add_param_group(
-      group_of({parameter({4, 4})}, EquivariantOptions().rule("hybrid").lr_scale(2.0)));
+      group_of({parameter({4, 4})}, EquivariantOptions().rule("hybrid").update_scale(2.0)));
   EXPECT_EQ(options_of(optimizer, 2).lr(), 0.5);
-  EXPECT_EQ(options_of(optimizer, 2).lr_scale(), 2.0);
+  EXPECT_EQ(options_of(optimizer, 2).update_scale(), 2.0);
   optimizer.add_param_group(torch::optim::OptimizerParamGroup({parameter({4, 4})}));
   EXPECT_EQ(options_of(optimizer, 3).rule(), "row_norm");
 }

@@ -25,7 +25,7 @@ c10::IValue dict(std::vector<std::pair<std::string, c10::IValue>> items) {
 // Options that all differ from their defaults.
 EquivariantOptions unusual() {
   return EquivariantOptions(0.5)
-      .lr_scale(2.0)
+      .update_scale(2.0)
       .weight_decay(0.25)
       .decay("cautious")
       .rule("hybrid")
@@ -58,7 +58,7 @@ EquivariantOptions unusual() {
 TEST(Options, Defaults) {
   const EquivariantOptions o;
   EXPECT_EQ(o.lr(), 1e-3);
-  EXPECT_EQ(o.lr_scale(), 1.0);
+  EXPECT_EQ(o.update_scale(), 1.0);
   EXPECT_EQ(o.weight_decay(), 1e-2);
   EXPECT_EQ(o.decay(), "decoupled");
   EXPECT_EQ(o.rule(), "");

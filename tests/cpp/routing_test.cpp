@@ -156,7 +156,7 @@ TEST(Routing, ModuleOnTheStack) {
 
 TEST(Routing, OptionsOfRoles) {
   EXPECT_EQ(role_options("embedding").rule(), "row_norm");
-  EXPECT_EQ(role_options("embedding").lr_scale(), 5.0);
+  EXPECT_EQ(role_options("embedding").update_scale(), 5.0);
   EXPECT_EQ(role_options("lm_head").rule(), "row_norm");
   EXPECT_TRUE(role_options("lm_head").center());
   EXPECT_EQ(role_options("router").rule(), "left_spectral");
@@ -278,8 +278,8 @@ TEST(Routing, TiedHeadIsTheEmbeddingWhicheverComesFirst) {
     EXPECT_EQ(options.begin()->second.role(), "embedding");
     // Both are its names.
     for (const char* name : {"head.weight", "*ding.weight"}) {
-      const auto chosen = found(model, {{name, EquivariantOptions().lr_scale(3.0)}});
-      EXPECT_EQ(chosen.begin()->second.lr_scale(), 3.0) << name;
+      const auto chosen = found(model, {{name, EquivariantOptions().update_scale(3.0)}});
+      EXPECT_EQ(chosen.begin()->second.update_scale(), 3.0) << name;
     }
   }
 }
@@ -298,19 +298,19 @@ TEST(Routing, OverrideOfARoleMayGiveAnother) {
   nn::Module model;
   model.register_module("linear", nn::Linear(6, 8));
   const auto options = found(model, {{"dense", EquivariantOptions().role("lm_head")},
-                                     {"lm_head", EquivariantOptions().lr_scale(2.0)}});
+                                     {"lm_head", EquivariantOptions().update_scale(2.0)}});
   const EquivariantOptions& chosen = options.at("linear.weight");
   EXPECT_EQ(chosen.role(), "lm_head");
   EXPECT_EQ(chosen.rule(), "row_norm");
   EXPECT_TRUE(chosen.center());
-  EXPECT_EQ(chosen.lr_scale(), 2.0);
+  EXPECT_EQ(chosen.update_scale(), 2.0);
 }
 
 TEST(Routing, AdamwTakesNothingOfTheRoleThatIsMeantForItsRule) {
   nn::Module model;
   model.register_module("embedding", nn::Embedding(7, 6));
   const auto options = found(model, {{"embedding", EquivariantOptions().rule("adamw")}});
-  EXPECT_EQ(options.at("embedding.weight").lr_scale(), 1.0);
+  EXPECT_EQ(options.at("embedding.weight").update_scale(), 1.0);
   EXPECT_EQ(options.at("embedding.weight").weight_decay(), 0.0);
 }
 

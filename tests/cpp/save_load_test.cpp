@@ -73,7 +73,7 @@ TEST_P(SaveLoad, GoesOnWithEqualBits) {
 
   // Everything that the archive says is other here, and the plan has been made.
   Case other = c;
-  other.options.lr_scale(3.0).momentum(0.1).seed(99);
+  other.options.update_scale(3.0).momentum(0.1).seed(99);
   Equivariant loaded(groups(other, leaves(params)), EquivariantOptions(0.5));
   run(loaded, 1, 77);
   auto targets = params_of(loaded);

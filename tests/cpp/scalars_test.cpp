@@ -42,7 +42,7 @@ std::vector<Case> cases() {
       {"rounded", rule("hybrid").stochastic_rounding(true), at::kBFloat16},
       {"bfloat16 state", rule("spectral").state_dtype("bfloat16")},
       {"float64", rule("spectral"), at::kDouble},
-      {"adamw", rule("adamw").lr_scale(2.0)},
+      {"adamw", rule("adamw").update_scale(2.0)},
       {"adamw by reference", rule("adamw").decay("cautious").maximize(true)},
       {"adamw rounded", rule("adamw").stochastic_rounding(true), at::kBFloat16},
   };
@@ -235,7 +235,7 @@ TEST(Scalars, KernelsReadRatesFromTensors) {
 }
 
 TEST(Scalars, LrAloneInATensorGoesThroughTorchsFusedKernel) {
-  Case c{"adamw", rule("adamw").lr_scale(0.5).weight_decay(0.5)};
+  Case c{"adamw", rule("adamw").update_scale(0.5).weight_decay(0.5)};
   Stepped tensors(c), numbers(c);
   tensors.group.options.lr(1e6);
   tensors.group.lr = scalar(0.25);

@@ -232,7 +232,7 @@ class Step:
 
     rule: Rule
     lr: float = 1e-3
-    lr_scale: float = 1.0
+    update_scale: float = 1.0
     weight_decay: float = 1e-2
     decay: str = "decoupled"
     layout: list | None = None
@@ -252,7 +252,7 @@ class Step:
         return per_matrix(self.layout, x, function)
 
     def update(self, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-        """The momentum after, and what lr·lr_scale multiplies."""
+        """The momentum after, and what lr·update_scale multiplies."""
         rule = self.rule
         g = -g.double() if self.maximize else g.double()
         scale = self._each(g, lambda x: torch.full_like(x, rule.scale(*x.shape)))
@@ -265,14 +265,14 @@ class Step:
     def __call__(self, p: Tensor, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         """Parameter and momentum after the step."""
         m, update = self.update(g, m)
-        scaled = (self.lr, self.lr_scale, self.weight_decay, self.decay, self.support)
+        scaled = (self.lr, self.update_scale, self.weight_decay, self.decay, self.support)
         return applied(p.double(), g, update, *scaled), m
 
 
-def applied(p, g, update, lr, lr_scale, weight_decay, decay, support) -> Tensor:
+def applied(p, g, update, lr, update_scale, weight_decay, decay, support) -> Tensor:
     """The parameter after decay and update."""
     decays = (p * update > 0).double() if decay == "cautious" else torch.ones_like(p)
-    after = p - lr * weight_decay * decays * p - lr * lr_scale * update
+    after = p - lr * weight_decay * decays * p - lr * update_scale * update
     if support == "gradient":
         seen = (g != 0).any(-1, keepdim=True)
         after = torch.where(seen, after, p)
@@ -280,7 +280,7 @@ def applied(p, g, update, lr, lr_scale, weight_decay, decay, support) -> Tensor:
 
 
 def adamw(
-    p, g, m, v, *, step, lr, weight_decay, betas=(0.9, 0.95), eps=1e-8, lr_scale=1.0,
+    p, g, m, v, *, step, lr, weight_decay, betas=(0.9, 0.95), eps=1e-8, update_scale=1.0,
     decay="decoupled", support="all",
 ):  # fmt: skip
     """AdamW (Loshchilov & Hutter), bias-corrected."""
@@ -288,7 +288,7 @@ def adamw(
     m = betas[0] * m + (1 - betas[0]) * g
     v = betas[1] * v + (1 - betas[1]) * g * g
     update = m / (1 - betas[0] ** step) / ((v / (1 - betas[1] ** step)).sqrt() + eps)
-    return applied(p, g, update, lr, lr_scale, weight_decay, decay, support), m, v
+    return applied(p, g, update, lr, update_scale, weight_decay, decay, support), m, v
 
 
 # Inputs

@@ -50,7 +50,7 @@ def options_of(step: Step) -> dict:
         "alpha": rule.alpha,
         "adjust_lr_fn": rule.adjust_lr_fn,
         "lr": step.lr,
-        "lr_scale": step.lr_scale,
+        "update_scale": step.update_scale,
         "weight_decay": step.weight_decay,
         "decay": step.decay,
         "layout": step.layout,
@@ -96,7 +96,7 @@ def step_bound(
         squares += (rule.scale(*index.shape) * bound) ** 2
     after, _ = step(before, g, m)
     update = float((after - before.double()).norm())
-    moved = step.lr * step.lr_scale * math.sqrt(squares)
+    moved = step.lr * step.update_scale * math.sqrt(squares)
     return moved + 4 * u * (float(before.double().norm()) + update) + storage_error(dtype, after)
 
 

@@ -1,4 +1,4 @@
-"""adamw groups: one call of torch's fused kernel for all that agree, its lr scale, and the step
+"""adamw groups: one call of torch's fused kernel for all that agree, its update scale, and the step
 count in the forms that torch's checkpoints have it in."""
 
 import copy
@@ -30,7 +30,7 @@ def fused_calls(optimizer) -> int:
     return sum(event.name == "aten::_fused_adamw_" for event in recorded.events())
 
 
-@pytest.mark.parametrize("more", [{}, {"lr_scale": 0.3}, {"maximize": True}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"update_scale": 0.3}, {"maximize": True}], ids=str)
 def test_together_equals_one_by_one(more, device):
     dtypes = (torch.float32, torch.float64, torch.bfloat16)  # the last by the reference
     together, alone = params(device, dtypes), params(device, dtypes)
@@ -78,22 +78,24 @@ def test_one_call_for_all_that_agree(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("lr_scale", [0.0, 1e-30, 1e-3, 0.3, 2.0, 7.0, 1e10])
-def test_lr_scale(lr_scale, dtype, device):
+@pytest.mark.parametrize("update_scale", [0.0, 1e-30, 1e-3, 0.3, 2.0, 7.0, 1e10])
+def test_update_scale(update_scale, dtype, device):
     """Scales the update and not the decay, through the fused kernel where that can say it."""
     start = torch.randn(8, 6, generator=gradients()).to(device, dtype)
-    lr, decay = (0.02, 0.5) if lr_scale < 1e9 else (0.02 / lr_scale, 0.5)
+    lr, decay = (0.02, 0.5) if update_scale < 1e9 else (0.02 / update_scale, 0.5)
     results = []
     # Every row is in use, so this support is everything; the fused kernel leaves it alone.
     for support in ("all", "gradient"):
         p = nn.Parameter(start.clone())
-        optimizer = adamw([p], lr=lr, weight_decay=decay, lr_scale=lr_scale, support=support)
+        optimizer = adamw(
+            [p], lr=lr, weight_decay=decay, update_scale=update_scale, support=support
+        )
         set_grads([p], gradients(2))
-        fused = support == "all" and 1e-4 < lr_scale < 1e4
+        fused = support == "all" and 1e-4 < update_scale < 1e4
         assert fused_calls(optimizer) == fused
         results.append(p.detach())
     # A dozen roundings of the update, a few of the value; eps is 1e-8 beside the gradient.
-    length = lr * lr_scale  # of Adam's first step, in every entry
+    length = lr * update_scale  # of Adam's first step, in every entry
     bound = roundoff(dtype) * (4 * start.abs() + 16 * length)
     assert ((results[0] - results[1]).abs() <= bound).all()
     moved = (results[0] - (1 - lr * decay) * start).abs()
@@ -102,7 +104,7 @@ def test_lr_scale(lr_scale, dtype, device):
 
 def test_power_of_two_scale_is_exact(device):
     scaled, plain = params(device), params(device)
-    run(adamw(scaled, lr=0.25, weight_decay=0.5, lr_scale=0.5), 3, gradients())
+    run(adamw(scaled, lr=0.25, weight_decay=0.5, update_scale=0.5), 3, gradients())
     run(adamw(plain, lr=0.125, weight_decay=1.0), 3, gradients())
     assert all(map(same_bits, scaled, plain))
 
@@ -174,10 +176,10 @@ def test_whole_checkpoint_of_torch(cls, device):
     run(other, 2, gradients())
     for p, q in zip(ours, theirs, strict=True):
         p.data.copy_(q)
-    optimizer = adamw(ours, cls, lr=0.5, lr_scale=1.0)
+    optimizer = adamw(ours, cls, lr=0.5, update_scale=1.0)
     optimizer.load_state_dict(copy.deepcopy(other.state_dict()))
     group = optimizer.param_groups[0]
-    assert group["rule"] == "adamw" and group["lr_scale"] == 1.0
+    assert group["rule"] == "adamw" and group["update_scale"] == 1.0
     assert {name: group[name] for name in options} == options
     a, b = run(optimizer, 3, gradients(4)), run(other, 3, gradients(4))
     assert all(map(same_bits, a, b))

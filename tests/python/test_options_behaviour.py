@@ -94,7 +94,7 @@ def test_adjust_lr_fn(rule, adjust, shape, device):
 ROLES = dict.fromkeys(
     ("attention", "mlp_in", "mlp_out", "expert_in", "expert_out", "dense"), (Rule("spectral"), {})
 ) | {
-    "embedding": (Rule("row_norm"), {"lr_scale": 5.0, "weight_decay": 0.0}),
+    "embedding": (Rule("row_norm"), {"update_scale": 5.0, "weight_decay": 0.0}),
     "lm_head": (Rule("row_norm", center=True), {"weight_decay": 0.0}),
     "router": (Rule("left_spectral", center=True), {"weight_decay": 0.0}),
 }
@@ -116,8 +116,10 @@ def test_steps_of_a_role(role, adjust, device):
 
 
 @kinds
-def test_lr_scale_spares_the_decay(rule, device):
-    check_steps(Step(rule, lr=0.1, lr_scale=5.0, weight_decay=0.5), (6, 4), torch.float64, device)
+def test_update_scale_spares_the_decay(rule, device):
+    check_steps(
+        Step(rule, lr=0.1, update_scale=5.0, weight_decay=0.5), (6, 4), torch.float64, device
+    )
 
 
 @pytest.mark.parametrize("decay", ["decoupled", "cautious"])
@@ -381,10 +383,10 @@ def check_adamw(shape, dtype, device, group, **options):
     "more",
     [
         {},
-        {"lr_scale": 3.0},
+        {"update_scale": 3.0},
         {"decay": "cautious"},
         {"support": "gradient"},
-        {"decay": "cautious", "support": "gradient", "lr_scale": 0.5},
+        {"decay": "cautious", "support": "gradient", "update_scale": 0.5},
     ],
     ids=str,
 )

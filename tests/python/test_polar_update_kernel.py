@@ -49,7 +49,7 @@ def reference_steps(*args, **options):
 
 def check_near_reference(start, g, state_dtype="auto", ns_dtype="float32", **options):
     """One step of one parameter. Says whether the kernel took it."""
-    options = {"lr_scale": 0.5, **ONE_STEP, "ns_dtype": ns_dtype, **options}
+    options = {"update_scale": 0.5, **ONE_STEP, "ns_dtype": ns_dtype, **options}
     (fused,), (m,), runs = steps([start], [[g]], state_dtype, **options)
     (expected,), (m_expected,), none = reference_steps([start], [[g]], state_dtype, **options)
     assert none == 0

@@ -165,10 +165,10 @@ def test_older_checkpoint_without_a_newer_option():
     run(optimizer, 1, gradients())
     state_dict = copy.deepcopy(optimizer.state_dict())
     for group in state_dict["param_groups"]:
-        del group["lr_scale"], group["ns_eps"]
+        del group["update_scale"], group["ns_eps"]
     other = build("spectral", "fp32", "cpu", params_of(optimizer))
     other.load_state_dict(state_dict)
-    assert other.param_groups[0]["lr_scale"] == 1.0
+    assert other.param_groups[0]["update_scale"] == 1.0
     assert all(map(same_bits, run(optimizer, 1, gradients(5)), run(other, 1, gradients(5))))
 
 
@@ -204,13 +204,15 @@ def test_load_hooks(precision):
 
 def test_options_that_a_checkpoint_lacks_keep_the_groups_value():
     """Not the constructor's: a group may have had a value of its own."""
-    groups = [{"params": [nn.Parameter(torch.randn(4, 3))], "rule": "row_norm", "lr_scale": 5.0}]
+    groups = [
+        {"params": [nn.Parameter(torch.randn(4, 3))], "rule": "row_norm", "update_scale": 5.0}
+    ]
     optimizer = erlangen.Equivariant(groups)
     run(optimizer, 1, gradients())
     old = optimizer.state_dict()
-    del old["param_groups"][0]["lr_scale"], old["param_groups"][0]["seed"]
+    del old["param_groups"][0]["update_scale"], old["param_groups"][0]["seed"]
     optimizer.load_state_dict(old)
-    assert optimizer.param_groups[0]["lr_scale"] == 5.0
+    assert optimizer.param_groups[0]["update_scale"] == 5.0
     assert optimizer.param_groups[0]["seed"] == 0
 
 

@@ -41,7 +41,7 @@ def test_explain_of_an_architecture(family, sizes, tied):
     roles = expected(family, sizes, tied)
     lines = erlangen.Equivariant(model).explain().splitlines()
     rows = [re.split(r" {2,}", line) for line in lines]
-    assert rows[0] == ["parameter", "shape", "role", "rule", "logical matrices", "lr scale"]
+    assert rows[0] == ["parameter", "shape", "role", "rule", "logical matrices", "update scale"]
     shown = {row[0]: row[1:] for row in rows[1:]}
     assert set(shown) == set(roles)
     for name, parameter in model.named_parameters():
@@ -111,7 +111,7 @@ def test_rules_of_the_roles():
     for group in groups:
         if group["role"] in ("embedding", "lm_head", "router", "other"):
             assert group["weight_decay"] == 0.0
-    assert next(g for g in groups if g["role"] == "embedding")["lr_scale"] == 5.0
+    assert next(g for g in groups if g["role"] == "embedding")["update_scale"] == 5.0
 
 
 def test_groups_are_plain_complete_and_ordered():

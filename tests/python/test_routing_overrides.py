@@ -20,15 +20,15 @@ def qwen3():
 
 def test_by_role_glob_and_name(qwen3):
     overrides = {
-        "model.layers.1.mlp.up_proj.weight": {"lr_scale": 4.0},
-        "model.layers.*.mlp.*": {"lr_scale": 3.0, "momentum": 0.8},
+        "model.layers.1.mlp.up_proj.weight": {"update_scale": 4.0},
+        "model.layers.*.mlp.*": {"update_scale": 3.0, "momentum": 0.8},
         "model.layers.1.*": {"momentum": 0.7},
-        "mlp_in": {"lr_scale": 2.0, "alpha": 1.0, "momentum": 0.9},
+        "mlp_in": {"update_scale": 2.0, "alpha": 1.0, "momentum": 0.9},
     }
 
     def of(layer, part):
         group = group_of(qwen3, f"model.layers.{layer}.mlp.{part}.weight", overrides=overrides)
-        return group.get("lr_scale"), group.get("momentum"), group.get("alpha")
+        return group.get("update_scale"), group.get("momentum"), group.get("alpha")
 
     assert of(1, "up_proj") == (4.0, 0.7, 1.0)  # of two globs the later one
     assert of(1, "gate_proj") == (3.0, 0.7, 1.0)
@@ -38,9 +38,9 @@ def test_by_role_glob_and_name(qwen3):
 
 def test_groups_split_by_options(qwen3):
     plain = param_groups(qwen3)
-    split = param_groups(qwen3, {"model.layers.0.mlp.up_proj.weight": {"lr_scale": 2.0}})
+    split = param_groups(qwen3, {"model.layers.0.mlp.up_proj.weight": {"update_scale": 2.0}})
     assert len(split) == len(plain) + 1
-    same = param_groups(qwen3, {"mlp_in": {"lr_scale": 2.0}, "mlp_out": {"lr_scale": 2.0}})
+    same = param_groups(qwen3, {"mlp_in": {"update_scale": 2.0}, "mlp_out": {"update_scale": 2.0}})
     assert len(same) == len(plain)
 
 
@@ -52,9 +52,9 @@ def test_another_role_brings_its_options(qwen3):
         "center": True,
         "weight_decay": 0.0,
     }
-    overrides = {name: {"role": "router", "center": False}, "router": {"lr_scale": 2.0}}
+    overrides = {name: {"role": "router", "center": False}, "router": {"update_scale": 2.0}}
     group = group_of(qwen3, name, overrides=overrides)
-    assert group["center"] is False and group["lr_scale"] == 2.0
+    assert group["center"] is False and group["update_scale"] == 2.0
     layout = [{"heads": 2, "dim": -2}]
     overrides = {"attention": {"role": "dense", "layout": layout}}
     assert group_of(qwen3, name, overrides=overrides) == {
@@ -66,7 +66,7 @@ def test_another_role_brings_its_options(qwen3):
 
 def test_the_same_role_keeps_the_layout(qwen3):
     name = "model.layers.0.self_attn.q_proj.weight"
-    overrides = {name: {"role": "attention", "lr_scale": 2.0}}
+    overrides = {name: {"role": "attention", "update_scale": 2.0}}
     assert group_of(qwen3, name, overrides=overrides)["layout"] == [{"heads": 4, "dim": -2}]
 
 
@@ -87,8 +87,8 @@ def test_adamw_instead_of_a_matrix_rule(qwen3):
 
 def test_every_name_of_a_tied_parameter():
     model = build("qwen3", tied=True)
-    overrides = {"lm_head.weight": {"lr_scale": 7.0}}
-    assert group_of(model, "model.embed_tokens.weight", overrides=overrides)["lr_scale"] == 7.0
+    overrides = {"lm_head.weight": {"update_scale": 7.0}}
+    assert group_of(model, "model.embed_tokens.weight", overrides=overrides)["update_scale"] == 7.0
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -114,9 +114,9 @@ def test_scale_of_one_group(qwen3):
 
 
 def test_overrides_are_not_changed(qwen3):
-    overrides = {"attention": {"role": "dense", "lr_scale": 2.0}}
+    overrides = {"attention": {"role": "dense", "update_scale": 2.0}}
     param_groups(qwen3, overrides)
-    assert overrides == {"attention": {"role": "dense", "lr_scale": 2.0}}
+    assert overrides == {"attention": {"role": "dense", "update_scale": 2.0}}
 
 
 def test_groups_share_no_values(qwen3):
@@ -131,11 +131,12 @@ def test_groups_share_no_values(qwen3):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"router": {"lr_scale": 2.0}}, "'router'"),
-        ({"model.layers.7.*": {"lr_scale": 2.0}}, "model.layers.7"),
-        ({"lm_head.wieght": {"lr_scale": 2.0}}, "did you mean 'lm_head.weight'"),
-        ({"model.norm": {"lr_scale": 2.0}}, "did you mean 'model.norm.weight'"),
-        ({"lm_head": {"lr_scal": 2.0}}, "did you mean 'lr_scale'"),
+        ({"router": {"update_scale": 2.0}}, "'router'"),
+        ({"model.layers.7.*": {"update_scale": 2.0}}, "model.layers.7"),
+        ({"lm_head.wieght": {"update_scale": 2.0}}, "did you mean 'lm_head.weight'"),
+        ({"model.norm": {"update_scale": 2.0}}, "did you mean 'model.norm.weight'"),
+        ({"lm_head": {"update_scal": 2.0}}, "did you mean 'update_scale'"),
+        ({"lm_head": {"lr_scale": 2.0}}, "it is called 'update_scale'"),
         ({"lm_head": {"params": []}}, "unknown option 'params'"),
         ({"lm_head": {"role": "head"}}, "unknown role 'head'"),
     ],
@@ -162,7 +163,7 @@ def test_frozen_parameters_are_left_out():
     names = [n for group in param_groups(model) for n in group["param_names"]]
     assert "model.embed_tokens.weight" not in names and "lm_head.weight" in names
     with pytest.raises(ValueError, match="requires_grad is False"):
-        param_groups(model, {"model.embed_tokens.weight": {"lr_scale": 1.0}})
+        param_groups(model, {"model.embed_tokens.weight": {"update_scale": 1.0}})
     with pytest.raises(ValueError, match="no parameter that requires a gradient"):
         param_groups(model.requires_grad_(False))
 
@@ -287,8 +288,8 @@ def test_checkpointed_parts():
 
 def test_adamw_takes_nothing_of_the_role_that_is_meant_for_its_rule():
     (group,) = param_groups(nn.Embedding(7, 6), overrides={"embedding": {"rule": "adamw"}})
-    assert "lr_scale" not in group and group["weight_decay"] == 0.0
+    assert "update_scale" not in group and group["weight_decay"] == 0.0
     (group,) = param_groups(
-        nn.Embedding(7, 6), overrides={"embedding": {"rule": "adamw", "lr_scale": 2.0}}
+        nn.Embedding(7, 6), overrides={"embedding": {"rule": "adamw", "update_scale": 2.0}}
     )
-    assert group["lr_scale"] == 2.0
+    assert group["update_scale"] == 2.0

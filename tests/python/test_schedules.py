@@ -123,10 +123,10 @@ def test_scheduler(name):
 def test_scheduler_keeps_the_ratios_of_groups():
     model = model_of()
     optimizer = optimizer_of(model)
-    scales = [group["lr_scale"] for group in optimizer.param_groups]
+    scales = [group["update_scale"] for group in optimizer.param_groups]
     assert len(set(scales)) > 1
     scheduler = lr_scheduler.OneCycleLR(optimizer, 0.1, 8)
     run(optimizer, 1, gradients())
     scheduler.step()
     assert len({group["lr"] for group in optimizer.param_groups}) == 1
-    assert [group["lr_scale"] for group in optimizer.param_groups] == scales
+    assert [group["update_scale"] for group in optimizer.param_groups] == scales

@@ -127,7 +127,7 @@ def cases() -> dict[str, dict]:
     for rule, options in RULES.items():
         found[f"{rule}_cautious"] = case({**options, "decay": "cautious"})
         found[f"{rule}_support"] = case({**options, "support": "gradient"})
-        found[f"{rule}_maximize"] = case({**options, "maximize": True, "lr_scale": 3.0})
+        found[f"{rule}_maximize"] = case({**options, "maximize": True, "update_scale": 3.0})
         if rule == "adamw":
             continue
         for order in ("momentum_first", "polar_first"):
@@ -160,7 +160,7 @@ def cases() -> dict[str, dict]:
     for ns_dtype in ("float32", "bfloat16", "float16"):
         found[f"products_{ns_dtype}"] = case({"rule": "spectral", "ns_dtype": ns_dtype})
     found["adamw_betas"] = case({"rule": "adamw", "betas": [0.7, 0.8], "eps": 1e-3})
-    found["adamw_lr_scale"] = case({"rule": "adamw", "lr_scale": 0.5})
+    found["adamw_update_scale"] = case({"rule": "adamw", "update_scale": 0.5})
     for preset in ("Muon", "PolarGrad", "RowNorm", "RightSpectral", "LeftSpectral", "Hybrid"):
         found[preset] = case({}, preset=preset)
     # Groups that share a bucket, beat the defaults and differ in everything else.
@@ -170,7 +170,7 @@ def cases() -> dict[str, dict]:
         "groups": [
             {"options": {}, "shapes": [[8, 6], [5, 4]]},
             {"options": {"rule": "spectral", "lr": 0.1}, "shapes": [[8, 6]]},
-            {"options": {"momentum": 0.5, "lr_scale": 2.0}, "shapes": [[8, 6]]},
+            {"options": {"momentum": 0.5, "update_scale": 2.0}, "shapes": [[8, 6]]},
             {"options": {"rule": "adamw", "weight_decay": 0.3}, "shapes": [[7], [8, 6]]},
             {
                 "options": {"rule": "hybrid", "role": "lm_head", "center": True},

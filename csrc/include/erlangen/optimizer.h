@@ -58,7 +58,7 @@ class Equivariant : public torch::optim::Optimizer {
   void save(torch::serialize::OutputArchive& archive) const override;
   // Checks that groups, shapes and options fit before anything is replaced.
   void load(torch::serialize::InputArchive& archive) override;
-  // A table: parameter, shape, role, rule, logical matrices, lr scale.
+  // A table: parameter, shape, role, rule, logical matrices, update scale.
   std::string explain() const;
 
  private:

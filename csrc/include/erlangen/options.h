@@ -92,7 +92,7 @@ struct EquivariantOptions : public torch::optim::OptimizerCloneableOptions<Equiv
   ERLANGEN_OPTION(double, lr, 1e-3);
   // Multiplies the update of this group but not its decay, so that a scheduler that sets one lr
   // for all groups keeps their ratios. ≥ 0.
-  ERLANGEN_OPTION(double, lr_scale, 1.0);
+  ERLANGEN_OPTION(double, update_scale, 1.0);
   // Decoupled: p ← (1 − lr·weight_decay)·p, from the parameter before the step. ≥ 0.
   ERLANGEN_OPTION(double, weight_decay, 1e-2);
   // "decoupled", or "cautious": decays only the entries where parameter · update > 0.

@@ -97,6 +97,8 @@ def _check(key: str, options: Mapping) -> None:
         if option not in known:
             near = difflib.get_close_matches(str(option), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; options: {', '.join(known)}"
+            if option == "lr_scale":  # of version 0.1; in groups it is timm's
+                hint = "; it is called 'update_scale'"
             raise ValueError(f"overrides[{key!r}]: unknown option {option!r}{hint}")
     role = options.get("role", ROLES[0])
     if role not in ROLES:
@@ -114,7 +116,7 @@ def _without_idle(options: dict, chosen: Mapping, adjust_lr_fn: str) -> dict:
     if "layout" in options:  # a list of dicts: no two groups may share it
         options["layout"] = copy.deepcopy(options["layout"])
     if options["rule"] == "adamw":  # coordinate-wise: no matrices, nothing to center or to scale
-        for key in ("layout", "center", "adjust_lr_fn", "lr_scale"):
+        for key in ("layout", "center", "adjust_lr_fn", "update_scale"):
             if key not in chosen:
                 options.pop(key, None)
     elif adjust_lr_fn != "match_rms_adamw":
