@@ -213,6 +213,18 @@ def commit() -> str | None:
     return head + "-dirty" * dirty or None
 
 
+def circumstances() -> dict:
+    """How, when, where and with what a report was made."""
+    return {
+        "command": "python " + " ".join(sys.argv),
+        "date": date.today().isoformat(),
+        "machine": processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "commit": commit(),
+        "versions": {"erlangen": erlangen.__version__, "torch": torch.__version__},
+    }
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=description.splitlines()[0])
     result.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -230,21 +242,16 @@ def run(args, cases: dict) -> dict:
     settings = measure_hardware(Settings(args.device, args.quick))
     found, status = peers.find(args.device)
     instructions = torch.cpu.get_capabilities()
-    report = {
-        "command": "python " + " ".join(sys.argv),
-        "date": date.today().isoformat(),
-        "machine": torch.cuda.get_device_name() if settings.cuda else processor(),
-        "cores": len(os.sched_getaffinity(0)),
+    report = circumstances() | {
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_bfloat16": [k for k in ("avx512_bf16", "amx_bf16") if instructions.get(k)],
         "threads": torch.get_num_threads(),
-        "commit": commit(),
-        "versions": {"erlangen": erlangen.__version__, "torch": torch.__version__},
         "peers": status,
         "bfloat16_over_float32": round(settings.bfloat16_over_float32, 1),
         "results": {},
     }
     if settings.cuda:
+        report["machine"] = torch.cuda.get_device_name()
         report["versions"]["cuda"] = torch.version.cuda
         report["memory_GB_per_s"] = round(settings.bytes_per_second / 1e9)
         report["products_TFLOP_per_s"] = round(settings.operations_per_second / 1e12)
