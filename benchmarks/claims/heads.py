@@ -1,0 +1,130 @@
+"""Attention heads: moved round, turned, and cut across."""
+
+import copy
+
+import torch
+
+from .changes import Change, Claim, Model, Noise, Outcome, kind_of, sets
+from .slots import exchange, split
+from .turns import Turns
+
+
+class Heads(Turns):
+    """With what decides."""
+
+    def cannot(self) -> str | None:
+        """Why nothing can be said about them."""
+        if any(c.heads != self.heads for c in self.outer):
+            return "outputs with different numbers of heads"
+        if any(len(c.shape) != 2 or part.ndim != 3 for c in self.inner for part in c.parts):
+            return "more than a batch of heads"
+        if not self.model.is_changed(Noise(self.names)):
+            return "the outputs do not depend on it"
+        return None
+
+    def crossed(self, labels: dict, kv: int, is_tiled: bool, extras: list = ()) -> Change:
+        """Half of the rows of two heads, of different groups where there are several, exchanged in
+        all tensors."""
+        each = self.heads // kv
+        other = (1 if is_tiled else each) if kv > 1 else 1
+        pairs = {"q": (0, other), "kv": (0, 1) if kv > 1 else (0, 0)}
+        change = Change()
+        for c, k, places in self.slots(labels):
+            tensors = [(c.name, c.parts[k])]
+            if c.bias_parts:
+                tensors.append((c.bias, c.bias_parts[k]))
+            for series in dict.fromkeys((s, kind) for s, kind, _ in places):
+                a, b = (places[(*series, i)] for i in pairs[series[1]])
+                for name, part in tensors if a != b else ():
+                    exchange(change, name, part[a], part[b])
+        for c in self.outer:
+            for part in c.parts:
+                exchange(change, c.name, part[0].mT, part[other].mT)
+        for name, moves in extras:
+            shape = self.model.tensors[name].shape
+            index = torch.arange(shape.numel()).reshape(shape)
+            for dim, _ in moves:
+                if (
+                    shape[dim] in (self.heads * self.size, kv * self.size)
+                    and shape[dim] > self.heads
+                ):
+                    kind = "q" if shape[dim] == self.heads * self.size else "kv"
+                    blocks = index.movedim(dim, 0).unflatten(0, (-1, self.size))
+                    a, b = pairs[kind]
+                    exchange(change, name, blocks[a], blocks[b])
+        return change
+
+    def check(self) -> Outcome:
+        reason = self.cannot()
+        if reason:
+            return Outcome("heads", self.names, "untested", reason)
+        if not next(self.key_values(), None):
+            numbers = {c.name: [len(part) for part in c.parts] for c in self.inner}
+            return Outcome("heads", self.names, "unsure", f"{self.heads} heads out, in {numbers}")
+        found = self.find_move()
+        if found is None:
+            return Outcome("heads", self.names, "wrong", "heads cannot be moved")
+        kv, is_tiled, labels, extras = found
+        how = f"{self.heads} heads, {kv} of keys and values"
+        if extras:
+            how += ", with " + ", ".join(dict.fromkeys(kind_of(name) for name, _ in extras))
+        if not self.model.is_changed(self.crossed(labels, kv, is_tiled, extras)):
+            return Outcome("heads", self.names, "wrong", f"{how}: not more than one head")
+        if self.has_turn(labels, kv, is_tiled):
+            return Outcome("heads", self.names, "right", how)
+        if self.has_inner_order(labels, kv):
+            return Outcome("heads", self.names, "right", f"{how}; entries reordered, not turned")
+        several = next((n for n in (2, 3) if self.has_finer(n)), None)
+        if several:
+            return Outcome("heads", self.names, "wrong", f"{how}: each is {several} or more")
+        return Outcome("heads", self.names, "unsure", f"{how}: a head could be several")
+
+    def has_finer(self, factor: int) -> bool:
+        """Whether as many times the heads can be moved as well."""
+        rows = [part.shape[-2] for c in self.inner for part in c.parts]
+        if any(n % factor for n in (*rows, self.size)):
+            return False
+        finer = copy.copy(self)
+        finer.heads, finer.size = self.heads * factor, self.size // factor
+        finer.inner = [split(c, factor, -2) for c in self.inner]
+        finer.outer = [split(c, factor, -1) for c in self.outer]
+        return finer.find_move() is not None
+
+    def check_numbered(self) -> Outcome | None:
+        """Where each head has a place of its own (slopes by number): turned and scaled only."""
+        for kv in self.key_values():
+            for is_tiled in (False, True) if 1 < kv < self.heads else (False,):
+                for labels in self.all_labels(kv):
+                    if self.has_turn(labels, kv, is_tiled) and self.has_scales(labels, kv):
+                        if self.model.is_changed(self.crossed(labels, kv, is_tiled)):
+                            how = f"{self.heads} heads, {kv} of keys and values, each in its place"
+                            return Outcome("heads", self.names, "right", how)
+        return None
+
+
+def check_heads(model: Model, claims: dict[str, Claim]) -> list[Outcome]:
+    several = [c for c in claims.values() if c.role == "attention" and c.heads > 1]
+    outer = [c.name for c in several if c.side == -1]
+    found, alone = sets(outer, [c.name for c in several if c.side == -2])
+    kinds = {}
+    for block in found:
+        shapes = [claims[n].shape for n in (*block[1], *block[2])]
+        kinds.setdefault((kind_of(block[0]), str(shapes)), []).append(block)
+    outcomes, numbers = [], {}
+    for blocks in kinds.values():
+        outcome = Heads(model, claims, blocks[:1]).check()
+        if outcome.status == "wrong":
+            numbers.setdefault(claims[blocks[0][2][0]].heads, []).append((outcome, blocks))
+        else:
+            outcomes.append(outcome)
+    for failed in numbers.values():  # tables that layers share
+        whole = Heads(model, claims, [block for _, blocks in failed for block in blocks])
+        together = whole.check() if not whole.cannot() else None
+        for outcome, blocks in failed:
+            if together and together.status == "right":
+                reason = f"{together.reason}; all layers at once"
+                outcomes.append(Outcome("heads", outcome.names, "right", reason))
+            else:
+                outcomes.append(Heads(model, claims, blocks[:1]).check_numbered() or outcome)
+    reason = "nothing beside it takes or gives heads"
+    return outcomes + [Outcome("heads", [name], "untested", reason) for name in alone]
