@@ -36,15 +36,18 @@ void check_fraction(const std::string& where, const char* name, double value) {
   check_range(where, name, value, 0.0, 1.0, "numbers in [0, 1)");
 }
 
-const std::vector<std::string> kRules = {
-    "spectral", "right_spectral", "left_spectral", "row_norm", "column_norm", "hybrid", "adamw"};
-
 }  // namespace
 
 void check_one_of(const std::string& where, const char* name, const std::string& value,
                   const std::vector<std::string>& allowed) {
   TORCH_CHECK_VALUE(std::find(allowed.begin(), allowed.end(), value) != allowed.end(), where, ": ",
                     name, " is ", repr(value), "; allowed: ", join(allowed));
+}
+
+const std::vector<std::string>& rule_names() {
+  static const std::vector<std::string> names = {
+      "spectral", "right_spectral", "left_spectral", "row_norm", "column_norm", "hybrid", "adamw"};
+  return names;
 }
 
 const std::vector<std::string>& adjust_lr_fn_names() {
@@ -98,8 +101,8 @@ void check_alpha(double alpha, const std::string& where) {
 }
 
 void check_options(const EquivariantOptions& options, const std::string& where) {
-  TORCH_CHECK_VALUE(!options.rule().empty(), where, " has no rule; allowed: ", join(kRules));
-  check_one_of(where, "rule", options.rule(), kRules);
+  TORCH_CHECK_VALUE(!options.rule().empty(), where, " has no rule; allowed: ", join(rule_names()));
+  check_one_of(where, "rule", options.rule(), rule_names());
   const bool adamw = options.rule() == "adamw";
 
   check_at_least_0(where, "lr", options.lr());

@@ -16,6 +16,7 @@ namespace erlangen {
 // "a, b, c"
 std::string join(const std::vector<std::string>& names);
 
+const std::vector<std::string>& rule_names();
 const std::vector<std::string>& adjust_lr_fn_names();
 
 // Raises c10::ValueError when `value` is none of `allowed`.

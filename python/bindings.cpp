@@ -155,6 +155,9 @@ Group to_group(const py::dict& dict, size_t index, bool leave_scalars = false) {
   for (py::handle param : dict["params"]) {
     group.params.push_back(to_tensor(param, where + ": a parameter"));
   }
+  // Wrappers that shard, such as ZeroRedundancyOptimizer, copy a group with part of its parameters,
+  // in an order of their own. Its names are the whole group's, and nobody says which are these'.
+  if (group.options.param_names().size() > group.params.size()) group.options.param_names({});
   return group;
 }
 
@@ -352,6 +355,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   });
   def(m, "explain", &explain);
   def(m, "role_names", &erlangen::role_names);
+  def(m, "rule_names", &erlangen::rule_names);
   def(m, "option_names", &EquivariantOptions::names);
   def(m, "default_options", [] { return to_dict(EquivariantOptions(), false); });
   def(

@@ -6,7 +6,6 @@ from typing import Any
 from torch import nn
 
 from .optimizer import Equivariant
-from .routing import param_groups
 
 __all__ = ["TrainerFactory"]
 
@@ -43,6 +42,4 @@ class TrainerFactory:
                 'optimizer_cls_and_kwargs=(TrainerFactory, {"lr": args.learning_rate, '
                 '"weight_decay": args.weight_decay})'
             )
-        scale = options.get("adjust_lr_fn", "match_rms_adamw")
-        groups = param_groups(model, overrides, adjust_lr_fn=scale)
-        return Equivariant(groups, **options)
+        return Equivariant(model, overrides=overrides, **options)

@@ -4,7 +4,7 @@ import difflib
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from . import _C
 from .routing import param_groups
+from .thawing import LINK, Origin, check_link, follow, link, without_model
 
 __all__ = ["Equivariant", "Hybrid", "LeftSpectral", "Muon", "PolarGrad", "RightSpectral", "RowNorm"]
 
@@ -28,7 +29,7 @@ _OTHER_KEYS = {
     "lr_scale",
 }
 # Options of a group that have no default: each group has its own.
-_OF_GROUP = {"role", "param_names"}
+_OF_GROUP = {"role", "param_names", LINK}
 _OPTIONS = {k: v for k, v in _C.default_options().items() if k not in _OF_GROUP}
 _LR, _WEIGHT_DECAY = _OPTIONS["lr"], _OPTIONS["weight_decay"]
 
@@ -43,10 +44,7 @@ def _as_list(params, where: str) -> list:
     return list(params)
 
 
-_HINTS = {
-    "overrides": " (give erlangen.param_groups(model, overrides=...) instead of the model)",
-    "lr_scale": " (it is called 'update_scale')",
-}
+_HINTS = {"lr_scale": " (it is called 'update_scale')"}
 
 
 def _refuse_unknown(options: Iterable[str], allowed: Iterable[str], where: str) -> None:
@@ -122,6 +120,7 @@ class Equivariant(Optimizer):
         lr: learning rate, a number or a tensor with one element. A step leaves one that is on a GPU
             to be read there; so with weight_decay.
         weight_decay: decoupled; p ← (1 − lr·weight_decay)·p from the parameter before the step.
+        overrides: with a model, as for :func:`erlangen.param_groups`.
         options: any other option, as the default of all groups. ``update_scale`` (1.0), ``decay``
             ("decoupled", "cautious"), ``rule`` ("spectral", "right_spectral", "left_spectral",
             "row_norm", "column_norm", "hybrid", "adamw"), ``order`` ("row_then_polar",
@@ -150,7 +149,17 @@ class Equivariant(Optimizer):
             take, naming it and what is allowed, before anything has changed.
     """
 
-    def __init__(self, params, lr=_LR, weight_decay=_WEIGHT_DECAY, **options: Any):
+    _origin: Origin | None = None  # the model it was made from; copies and pickles have none
+
+    def __init__(
+        self,
+        params,
+        lr=_LR,
+        weight_decay=_WEIGHT_DECAY,
+        *,
+        overrides: Mapping[str, Mapping] | None = None,
+        **options: Any,
+    ):
         _refuse_unknown(options, _OPTIONS, type(self).__name__)
         defaults = {**_OPTIONS, **options, "lr": lr, "weight_decay": weight_decay}
         if isinstance(params, nn.Module):
@@ -160,7 +169,14 @@ class Equivariant(Optimizer):
                     "parameters or groups, or erlangen.Equivariant(model), where each parameter "
                     "has the rule of its role"
                 )
-            params = param_groups(params, adjust_lr_fn=defaults["adjust_lr_fn"])
+            choices = {"overrides": overrides, "adjust_lr_fn": defaults["adjust_lr_fn"]}
+            groups = param_groups(params, **choices)
+            self._origin, params = Origin(params, choices), groups
+        elif overrides is not None:
+            raise TypeError(
+                f"{type(self).__name__} was given overrides without a model; allowed: a model, or "
+                "erlangen.param_groups(model, overrides)"
+            )
         if isinstance(params, torch.Tensor | str | dict) or not isinstance(params, Iterable):
             what = "a dict" if isinstance(params, dict) else repr(params)
             if isinstance(params, torch.Tensor):
@@ -197,6 +213,7 @@ class Equivariant(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        follow(self.param_groups)
         _C.step(
             self._plan,
             self.param_groups,
@@ -218,7 +235,12 @@ class Equivariant(Optimizer):
         return any(group.get("capturable") for group in self.param_groups)
 
     def add_param_group(self, param_group: dict) -> None:
-        """Adds a group: a dict with ``params``, and options that beat the optimizer's."""
+        """Adds a group: a dict with ``params``, and options that beat the optimizer's.
+
+        A group without a rule, where the optimizer was made from a model, becomes the groups that
+        :func:`erlangen.param_groups` makes of its parameters. They have one lr, that of the last
+        of them: to steer one alone, take its ``lr_with`` out first.
+        """
         where = f"param_groups[{len(self.param_groups)}]"
         if not isinstance(param_group, dict):
             raise TypeError(f"{where} must be a dict, got {type(param_group).__name__}")
@@ -231,19 +253,42 @@ class Equivariant(Optimizer):
                 "lr by it; the factor on this group's update is called update_scale",
                 stacklevel=_callers_level(),
             )
+        check_link(param_group, where)
         group = self._translated(param_group)
         group["params"] = _as_list(param_group["params"], where)
+        before = len(self.param_groups)
+        try:
+            for part in self._with_rules(group, where):
+                self._add(part)
+        except BaseException:
+            del self.param_groups[before:]
+            raise
+
+    def _with_rules(self, group: dict, where: str) -> list[dict]:
+        """The group, or where it has no rule those that the model gives its parameters."""
+        if self.defaults["rule"] or group.get("rule") or group.get("role") or not group["params"]:
+            return [group]
+        if self._origin is None:
+            raise without_model(
+                where,
+                "this optimizer was made from groups, or is a copy, and knows no model to ask",
+            )
+        known = [p for g in self.param_groups for p in g["params"]]
+        parts = self._origin.split(group, known, where)
+        link(parts, self.param_groups)
+        return parts
+
+    def _add(self, group: dict) -> None:
+        index = len(self.param_groups)
+        where = f"param_groups[{index}]"
         tensors = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
         if not tensors:
             raise ValueError(f"{where} has no parameters; allowed: at least one")
         if all(isinstance(p, torch.Tensor) for p in tensors):  # else torch says so below
             _C.check_params_apart([g["params"] for g in self.param_groups] + [tensors])
         super().add_param_group(self._with_names(group))
-        try:  # here, because the group now has all its options
-            _C.check_group(self.param_groups[-1], len(self.param_groups) - 1)
-        except BaseException:
-            del self.param_groups[-1]
-            raise
+        # here, because the group now has all its options
+        _C.check_group(self.param_groups[-1], index)
 
     def _with_names(self, group: dict) -> dict:
         """The group with names, if the others have some: torch wants all groups with or without."""
@@ -307,6 +352,7 @@ class Equivariant(Optimizer):
                 if not isinstance(key, torch.Tensor):
                     raise ValueError(f"the state dict has a state {key!r} of no parameter")
             for index, group in enumerate(self.param_groups):
+                check_link(group, f"param_groups[{index}]")
                 _C.check_group(group, index)
                 _C.check_states(group, index, self.state)
         except BaseException as error:

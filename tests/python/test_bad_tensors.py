@@ -353,6 +353,16 @@ def test_names_of_another_number_than_the_parameters():
     )
 
 
+def test_names_of_a_larger_group():
+    """As ZeroRedundancyOptimizer gives them, with some of the group's parameters in another order."""
+    group = {"params": [parameter()], "param_names": ["a", "b"], "rule": "row_norm"}
+    optimizer = erlangen.Equivariant([group])
+    assert "group 0 [0]" in optimizer.explain() and "a" not in optimizer.explain().split()
+    assert optimizer.param_groups[0]["param_names"] == ["a", "b"]
+    params_of(optimizer)[0].grad = torch.ones(8, 6).to_sparse()
+    raises(TypeError, ["param_groups[0], parameter 0: the gradient"], optimizer.step)
+
+
 def test_groups_options_are_no_options_of_the_constructor():
     for name, value in {"role": "router", "param_names": ["w"]}.items():
         group = {"params": [parameter()], "rule": "row_norm"}
