@@ -354,7 +354,7 @@ def test_names_of_another_number_than_the_parameters():
 
 
 def test_names_of_a_larger_group():
-    """As ZeroRedundancyOptimizer gives them, with some of the group's parameters in another order."""
+    """As ZeroRedundancyOptimizer gives them, with some of the group's parameters."""
     group = {"params": [parameter()], "param_names": ["a", "b"], "rule": "row_norm"}
     optimizer = erlangen.Equivariant([group])
     assert "group 0 [0]" in optimizer.explain() and "a" not in optimizer.explain().split()

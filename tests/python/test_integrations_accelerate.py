@@ -28,13 +28,13 @@ def fresh_accelerator():
 class Run:
     """A model in training under Accelerate."""
 
-    def __init__(self, seed=0, mixed_precision="no", scaler=None):
+    def __init__(self, seed=0, mixed_precision="no", scaler=None, frozen=()):
         AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(
             cpu=True, gradient_accumulation_steps=ACCUMULATED, mixed_precision=mixed_precision
         )
         self.accelerator.scaler = scaler
-        model, optimizer, scheduler = parts(seed)
+        model, optimizer, scheduler = parts(seed, frozen)
         prepared = self.accelerator.prepare(model, optimizer, DataLoader(Text(), 2), scheduler)
         self.model, self.optimizer, self.data, self.scheduler = prepared
         self.inner = optimizer
@@ -58,8 +58,10 @@ class Run:
             self.losses.append(loss.item())
 
 
-def parts(seed=0):
+def parts(seed=0, frozen=()):
     model = language_model(seed)
+    for name in frozen:
+        getattr(model.model, name).requires_grad_(False)
     optimizer = erlangen.Equivariant(model, lr=0.01, weight_decay=0.1)
     return model, optimizer, StepLR(optimizer, 2, 0.5)
 
@@ -114,3 +116,31 @@ def test_overflow_makes_the_scheduler_wait():
     run.train(4, 6)
     assert not run.optimizer.step_was_skipped
     assert run.scheduler.scheduler.last_epoch == count + 1
+
+
+def test_what_thaws_resumes(tmp_path):
+    """Groups are added through the wrapper; a resumed run adds them before it loads."""
+
+    def run_with_frozen_table(seed):
+        run = Run(seed, frozen=["embed_tokens"])
+        return run, run.model.model.embed_tokens.weight
+
+    def thaw(run, table):
+        table.requires_grad_(True)
+        run.optimizer.add_param_group({"params": [table], "lr": 0.02})
+
+    whole, table = run_with_frozen_table(seed=0)
+    whole.train(0, 4)
+    assert table not in whole.inner.state
+    thaw(whole, table)
+    whole.train(4, 8)
+    whole.accelerator.save_state(tmp_path)
+    whole.train(8, 12)
+    assert whole.inner.param_groups[-1]["role"] == "embedding" and table in whole.inner.state
+
+    resumed, table = run_with_frozen_table(seed=1)
+    thaw(resumed, table)
+    resumed.accelerator.load_state(tmp_path)
+    resumed.train(8, 12)
+    assert resumed.losses == whole.losses[8:]
+    Picture(resumed.inner).assert_same_tensors(Picture(whole.inner))
