@@ -196,6 +196,10 @@ class Model:
     def is_same(self, *changes) -> bool:
         return self.difference(*changes) < self.same
 
+    def depends_on(self, names: list[str]) -> bool:
+        """On each, so much that a change of it would be seen."""
+        return all(self.difference(Noise([name])) > 5 * self.changed for name in names)
+
     def is_changed(self, *changes) -> bool:
         return self.difference(*changes) > self.changed
 

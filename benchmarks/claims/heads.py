@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from .changes import Change, Claim, Model, Noise, Outcome, kind_of, sets
+from .changes import Change, Claim, Model, Outcome, kind_of, sets
 from .slots import exchange, split
 from .turns import Turns
 
@@ -18,8 +18,8 @@ class Heads(Turns):
             return "outputs with different numbers of heads"
         if any(len(c.shape) != 2 or part.ndim != 3 for c in self.inner for part in c.parts):
             return "more than a batch of heads"
-        if not self.model.is_changed(Noise(self.names)):
-            return "the outputs do not depend on it"
+        if not self.model.depends_on(self.names):
+            return "the outputs hardly depend on one of them"
         return None
 
     def crossed(self, labels: dict, kv: int, is_tiled: bool, extras: list = ()) -> Change:

@@ -36,6 +36,10 @@ def labelings(n: int, heads: int, kv: int) -> list[list[Label]]:
     if n == 2 * heads:
         found += [one + gate, [x for pair in zip(one, gate, strict=True) for x in pair]]
     if n == 2 * heads + 2 * kv:
+        gates = [gate[i * each : (i + 1) * each] for i in range(kv)]
+        found.append(
+            [x for (q, k, v), g in zip(per_group, gates, strict=True) for x in (k, v, *q, *g)]
+        )
         pairs = [x for pair in zip(one, gate, strict=True) for x in pair]
         found += [one + gate + two + three, pairs + two + three]
     return found
@@ -99,16 +103,25 @@ class Slots:
             table = self.is_joint and t.ndim > 1 and self.heads in t.shape
             if name in own or not (here or table):
                 continue
-            moves = [
-                (d, by_size[size]) for d, size in enumerate(t.shape) if size > 1 and size in by_size
-            ]
+            # Of more than a matrix the first dimension only: a kernel has its own.
+            dims = [d for d, size in enumerate(t.shape) if size > 1][: 2 if t.ndim == 2 else 1]
+            moves = [(d, by_size[t.shape[d]]) for d in dims if t.shape[d] in by_size]
             is_square = t.ndim == 2 and t.shape[0] == t.shape[1] == self.heads
             if not moves and t.ndim > 1 and blocks is not None and t.shape[0] % self.heads == 0:
-                moves = [(0, in_blocks(blocks, t.shape[0] // self.heads))]
+                moves = [(0, self.of_each_head(t.shape[0], blocks))]
             if moves:
                 kind = found.setdefault(kind_of(name), [])
                 kind.append((name, moves if is_square else moves[:1]))
         return found
+
+    def of_each_head(self, rows: int, order: Tensor) -> Tensor:
+        """The order of rows of which some belong to each head: several times all heads one after
+        the other, or the rows of a head together."""
+        all_heads = self.heads * self.size
+        if rows % all_heads:
+            return in_blocks(order, rows // self.heads)
+        series = torch.arange(rows).reshape(-1, all_heads)
+        return series[:, in_blocks(order, self.size)].flatten()
 
     def orders_of_rows(self, orders: dict[str, Tensor], labels: dict) -> dict[int, Tensor]:
         """Of the rows of each inner tensor, by their number."""

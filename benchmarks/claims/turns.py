@@ -14,11 +14,10 @@ class Turns(Slots):
 
     def values(self, labels: dict, kv: int) -> list[list[tuple]]:
         """Series that could be the values, one for each output."""
-        wanted = {"kv"} | ({"q"} if kv == self.heads else set())
         found = []
         for c, k, places in self.slots(labels):
             if c.parts[k].shape[-2] == self.size:
-                series = dict.fromkeys(s for s, kind, _ in places if kind in wanted)
+                series = dict.fromkeys((s, kind) for s, kind, _ in places)
                 found += [(c, k, places, s) for s in series]
         by_kind = {}  # the same series in all layers
         for c, k, places, s in found:
@@ -27,10 +26,12 @@ class Turns(Slots):
         return [sum(x, []) for x in itertools.combinations(by_kind.values(), number)]
 
     def turned(self, series: list[tuple], kv: int, is_tiled: bool, turns: Tensor) -> Turn:
+        """By one turn for each group, or for each head if the values are as many."""
         turn = Turn()
+        of_groups = any(kind == "kv" for _, _, _, (_, kind) in series)
         for c, k, places, wanted in series:
-            for (s, _, i), slot in places.items():
-                if s == wanted:
+            for (s, kind, i), slot in places.items():
+                if (s, kind) == wanted:
                     turn.rows(c.name, c.parts[k][slot], turns[i])
                     if c.bias_parts:
                         turn.rows(c.bias, c.bias_parts[k][slot], turns[i])
@@ -38,13 +39,13 @@ class Turns(Slots):
             for part in c.parts:
                 for h in range(self.heads):
                     group = h % kv if is_tiled else h * kv // self.heads
-                    turn.columns(c.name, part[h], turns[group])
+                    turn.columns(c.name, part[h], turns[group if of_groups else h])
         return turn
 
     def has_turn(self, labels: dict, kv: int, is_tiled: bool) -> bool:
         """Rotations, or (where something acts on each entry) an order of the entries."""
         generator = torch.Generator().manual_seed(2)
-        shape = (kv, self.size, self.size)
+        shape = (self.heads, self.size, self.size)
         noise = torch.randn(shape, generator=generator, dtype=torch.float64)
         turns = torch.linalg.qr(noise).Q
         return any(

@@ -2,7 +2,7 @@
 
 import torch
 
-from .changes import Change, Claim, Model, Noise, Outcome, chosen_extras, is_below, kind_of, sets
+from .changes import Change, Claim, Model, Outcome, chosen_extras, is_below, kind_of, sets
 from .slots import add_extras
 
 
@@ -85,8 +85,8 @@ class Units:
 
     def check(self) -> Outcome:
         names = self.names
-        if not self.model.is_changed(Noise(names)):
-            return Outcome("neurons", names, "untested", "the outputs do not depend on it")
+        if not self.model.depends_on(names):
+            return Outcome("neurons", names, "untested", "the outputs hardly depend on one of them")
         if any(c.shape[:-2] != self.batch for c in self.inner if len(c.shape) == 3):
             return Outcome("neurons", names, "untested", "stacks of different lengths")
         if reason := self.sizes():
@@ -190,8 +190,8 @@ def of_one_router(model, claims, folder, stacks, routers) -> Outcome:
             index = torch.arange(model.tensors[pattern.format(i)].numel())
             source = pattern.format(int(order[i]))
             stacks_moved.move(pattern.format(i), index, index, of=source)
-    if not model.is_changed(Noise(stacks)):
-        return Outcome("experts", names, "untested", "the outputs do not depend on it")
+    if not model.depends_on(stacks):
+        return Outcome("experts", names, "untested", "the outputs hardly depend on one of them")
     rows = Change()
     for part in router.parts:
         rows.move(router.name, part, part[..., order, :])
