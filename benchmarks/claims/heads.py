@@ -1,10 +1,11 @@
 """Attention heads: moved round, turned, and cut across."""
 
 import copy
+from dataclasses import replace
 
 import torch
 
-from .changes import Change, Claim, Model, Outcome, kind_of, sets
+from .changes import Change, Claim, Model, Outcome, is_below, kind_of, parent, sets
 from .slots import exchange, split
 from .turns import Turns
 
@@ -126,5 +127,40 @@ def check_heads(model: Model, claims: dict[str, Claim]) -> list[Outcome]:
                 outcomes.append(Outcome("heads", outcome.names, "right", reason))
             else:
                 outcomes.append(Heads(model, claims, blocks[:1]).check_numbered() or outcome)
-    reason = "nothing beside it takes or gives heads"
-    return outcomes + [Outcome("heads", [name], "untested", reason) for name in alone]
+    return outcomes + with_wider_outputs(model, claims, [claims[name] for name in alone])
+
+
+def with_wider_outputs(model: Model, claims: dict[str, Claim], alone: list[Claim]) -> list[Outcome]:
+    """Heads that go into the first or the last columns of a matrix that takes more than them."""
+    outcomes, blocks = [], {}
+    for claim in alone:
+        blocks.setdefault(parent(parent(claim.name)), []).append(claim)
+    kinds = {(kind_of(folder), len(inner)): folder for folder, inner in reversed(blocks.items())}
+    for folder in kinds.values():
+        inner = blocks[folder]
+        names = [c.name for c in inner]
+        heads = max(c.heads for c in inner)
+        size = min(part.shape[-2] for c in inner for part in c.parts)
+        outcome = Outcome("heads", names, "untested", "nothing beside it takes or gives heads")
+        for wide in wider(claims, parent(folder), heads * size) if inner[0].side == -2 else ():
+            for start in (0, wide.shape[-1] - heads * size):
+                part = wide.parts[0].narrow(-1, start, heads * size)
+                part = part.unflatten(-1, (heads, size)).movedim(-2, -3)
+                cut_off = replace(wide, parts=[part], heads=heads, side=-1)
+                block = (folder, names, [wide.name])
+                found = Heads(model, {**claims, wide.name: cut_off}, [block]).check()
+                if found.status == "right":
+                    outcome = found
+        outcomes.append(outcome)
+    return outcomes
+
+
+def wider(claims: dict[str, Claim], folder: str, columns: int) -> list[Claim]:
+    return [
+        c
+        for c in claims.values()
+        if is_below(c.name, folder)
+        and c.heads == 1
+        and len(c.shape) == len(c.parts[0].shape) == 2
+        and c.shape[-1] > columns
+    ]

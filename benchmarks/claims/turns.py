@@ -72,6 +72,11 @@ class Turns(Slots):
     def inner_extras(self, labels: dict, kv: int, series: set, order: Tensor) -> dict[str, list]:
         """What has as many entries as a head, all heads, or queries, keys and values together."""
         by_size = {self.size: order}
+        width = self.heads * self.size
+        for several in (2, 3, 4):  # series one after the other, of which the last is the values'
+            rows = torch.arange(several * width)
+            rows[-width:] = rows[-width:].reshape(-1, self.size)[:, order].flatten()
+            by_size[len(rows)] = rows
         for c in self.inner:
             rows = torch.arange(sum(part.numel() for part in c.row_parts))
             for other, k, places in self.slots(labels):

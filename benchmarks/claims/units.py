@@ -29,17 +29,37 @@ class Units:
         number = self.batch[0] if self.batch else 1
         return torch.stack([torch.randperm(self.units, generator=generator) for _ in range(number)])
 
-    def extras(self, order) -> dict[str, list]:
+    def beside(self) -> dict[str, torch.Tensor]:
+        """What is below the folder besides."""
+        own = {c.name for c in (*self.inner, *self.outer)}
+        own |= {c.bias for c in (*self.inner, *self.outer)}
+        tensors = self.model.tensors.items()
+        return {n: t for n, t in tensors if n not in own and is_below(n, self.folder)}
+
+    def ways(self):
+        """Orders of the neurons, and what moves along: all of them; and those that something acts
+        on apart from the others (kernels of the first or the last of them)."""
+        orders = self.orders()
         if self.batch:
-            return {}
-        own = {c.name for c in (*self.inner, *self.outer)} | {c.bias for c in self.inner}
-        own |= {c.bias for c in self.outer}
+            yield orders, []
+            return
+        for extras in chosen_extras(self.extras({self.units: orders[0]})):
+            yield orders, extras
+        sizes = {t.shape[0] for t in self.beside().values() if t.ndim > 1}
+        for some in sorted(n for n in sizes if 1 < n < self.units):
+            rest = orders[0][orders[0] < self.units - some]
+            last = orders[0][orders[0] >= self.units - some]
+            yield torch.cat([rest, last])[None], flat(self.extras({some: last - len(rest)}))
+            first, rest = orders[0][orders[0] < some], orders[0][orders[0] >= some]
+            yield torch.cat([first, rest])[None], flat(self.extras({some: first}))
+
+    def extras(self, by_size: dict[int, torch.Tensor]) -> dict[str, list]:
         found = {}
-        for name, t in self.model.tensors.items():
-            if name not in own and is_below(name, self.folder):
-                dims = [d for d, size in enumerate(t.shape) if size == self.units]
-                if dims:
-                    found.setdefault(kind_of(name), []).append((name, [(dims[0], order)]))
+        for name, t in self.beside().items():
+            dims = [d for d, size in enumerate(t.shape) if size in by_size]
+            if dims:
+                move = (name, [(dims[0], by_size[t.shape[dims[0]]])])
+                found.setdefault(kind_of(name), []).append(move)
         return found
 
     def moved(self, orders, extras, with_outer=True) -> Change:
@@ -91,8 +111,7 @@ class Units:
             return Outcome("neurons", names, "untested", "stacks of different lengths")
         if reason := self.sizes():
             return Outcome("neurons", names, "unsure", reason)
-        orders = self.orders()
-        for extras in chosen_extras(self.extras(orders[0])):
+        for orders, extras in self.ways():
             if self.model.is_same(self.moved(orders, extras)):
                 break
         else:
@@ -108,6 +127,10 @@ class Units:
         if self.batch and not self.model.is_changed(self.across_experts()):
             return Outcome("neurons", names, "wrong", f"{how}: the experts are one")
         return Outcome("neurons", names, "right", how)
+
+
+def flat(extras: dict[str, list]) -> list:
+    return [extra for found in extras.values() for extra in found]
 
 
 def taken(part, orders, dim):
