@@ -51,8 +51,8 @@ const std::vector<std::string>& rule_names() {
 }
 
 const std::vector<std::string>& adjust_lr_fn_names() {
-  static const std::vector<std::string> names = {"match_rms_adamw", "original", "unit_rms_norm",
-                                                 "none"};
+  static const std::vector<std::string> names = {"match_rms_adamw", "original",
+                                                 "spectral_unclamped", "unit_rms_norm", "none"};
   return names;
 }
 
@@ -186,7 +186,7 @@ void check_param(const at::Tensor& param, const EquivariantOptions& options,
   TORCH_CHECK_VALUE(at::has_internal_overlap(param) != at::MemOverlap::Yes, where,
                     " has several entries in one place of memory (shape ", param.sizes(),
                     ", strides ", param.strides(), "); allowed: each entry its own");
-  if (options.rule() != "adamw") {
+  if (options.rule() != "adamw" && param.numel() > 0) {
     matrix_views(options.layout(), param.sizes(), c10::contiguous_strides(param.sizes()), where);
   }
 }

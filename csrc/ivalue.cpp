@@ -53,7 +53,9 @@ LayoutStep layout_step(const std::string& name, const IValue& value) {
     TORCH_CHECK_VALUE(!verb, name, ": one verb a step, got ", repr(value));
     verb = found;
     const std::string entry = name + "[\"" + key + "\"]";
-    if (key == "transpose" || key == "flatten") {
+    if (key == "flatten" && item.value().isString()) {
+      from_ivalue(entry, item.value(), step.order);
+    } else if (key == "transpose" || key == "flatten") {
       bool on = false;
       from_ivalue(entry, item.value(), on);
       TORCH_CHECK_VALUE(on, entry, " must be True: leave the step out instead of switching it off");
@@ -119,6 +121,8 @@ IValue to_ivalue(const Layout& value) {
       auto sizes = any_list();
       for (int64_t size : step.sizes) sizes.push_back(size);
       dict.insert(step.verb, std::move(sizes));
+    } else if (step.verb == "flatten" && !step.order.empty()) {
+      dict.insert(step.verb, step.order);
     } else {
       dict.insert(step.verb, true);
     }

@@ -37,7 +37,10 @@ class Step {
       pairs(view);
     } else if (step_.verb == "flatten") {
       TORCH_CHECK_VALUE(first_, where_, ": flatten must be the first step");
-      flatten(view);
+      TORCH_CHECK_VALUE(step_.order.empty() || step_.order == "kernels", where_,
+                        ": flatten must be True or \"kernels\", got \"", step_.order, "\"");
+      const bool kernel = view.batch.size() == 2 || view.batch.size() == 3;
+      if (step_.order.empty() || kernel) flatten(view);
     } else if (step_.verb == "sections") {
       return sections(view);
     } else {

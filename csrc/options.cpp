@@ -18,6 +18,7 @@ LayoutStep LayoutStep::pairs(std::string order, int64_t dim) {
   return {"pairs", {}, std::move(order), dim};
 }
 LayoutStep LayoutStep::flatten() { return {"flatten", {}, "", -2}; }
+LayoutStep LayoutStep::flatten_kernels() { return {"flatten", {}, "kernels", -2}; }
 
 template <typename Self, typename Visitor>
 void EquivariantOptions::visit(Self& self, Visitor&& visitor) {

@@ -106,6 +106,7 @@ double shape_scale(const RuleOptions& options, int64_t rows, int64_t cols) {
     return 0.2 * std::sqrt(unit_rows ? n : unit_cols ? m : std::max(m, n));
   }
   if (fn == "original") return unit_rows || unit_cols ? 1.0 : std::sqrt(std::max(1.0, m / n));
+  if (fn == "spectral_unclamped") return unit_rows || unit_cols ? 1.0 : std::sqrt(m / n);
   TORCH_INTERNAL_ASSERT(fn == "unit_rms_norm", fn);
   return unit_rows ? 1.0 / std::sqrt(n) : unit_cols ? std::sqrt(m) : std::sqrt(m / n);
 }

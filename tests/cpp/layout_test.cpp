@@ -111,6 +111,18 @@ TEST(Layout, Flatten) {
                   {expected.t()});
 }
 
+TEST(Layout, FlattenKernels) {
+  const Layout kernels = {LayoutStep::flatten_kernels()};
+  for (const std::vector<int64_t>& sizes : {std::vector<int64_t>{4, 2, 3, 3}, {4, 2, 1, 3, 2}}) {
+    const auto t = numbered(sizes);
+    expect_matrices(kernels, t, {t.reshape({4, -1})});
+  }
+  for (const std::vector<int64_t>& sizes : {std::vector<int64_t>{4, 6}, {2, 4, 6}}) {
+    const auto batch = numbered(sizes).reshape({-1, 4, 6});
+    expect_matrices(kernels, numbered(sizes), batch.unbind());
+  }
+}
+
 TEST(Layout, ExpertsGateUp) {
   // [E, d, 2r] with interleaved units becomes [E, r, 2d].
   std::vector<torch::Tensor> expected;
@@ -195,6 +207,7 @@ TEST(Layout, SizesThatDoNotFit) {
   refuse({LayoutStep::pairs("interleaved", -1)}, {8, 5}, {"pairs", "even", "5"});
   refuse({LayoutStep::pairs("mixed", -1)}, {8, 6}, {"mixed", "concatenated", "interleaved"});
   refuse({LayoutStep::transpose(), LayoutStep::flatten()}, {8, 6}, {"flatten", "first"});
+  refuse({{"flatten", {}, "all", -2}}, {8, 6}, {"flatten", "kernels", "all"});
   refuse({{"rows", {}, "", -2}}, {8, 6}, {"rows", "transpose", "sections", "heads"});
 }
 

@@ -157,6 +157,17 @@ TEST(Options, UnknownNames) {
   expect_raises<c10::ValueError>(words, [&] { o.is_set("learning_rate"); });
 }
 
+TEST(Options, FlattenSaysWhichTensors) {
+  EquivariantOptions o;
+  o.set("layout", list({dict({{"flatten", "kernels"}})}));
+  EXPECT_EQ(o.layout(), Layout{LayoutStep::flatten_kernels()});
+  EquivariantOptions same;
+  same.set("layout", o.get("layout"));
+  EXPECT_TRUE(same == o);
+  o.set("layout", list({dict({{"flatten", true}})}));
+  EXPECT_EQ(o.layout(), Layout{LayoutStep::flatten()});
+}
+
 TEST(Options, FillFromTakesWhatWasNotChosen) {
   auto o = EquivariantOptions().momentum(0.95).rule("row_norm");  // 0.95 is the default, and chosen
   o.fill_from(unusual());
@@ -203,6 +214,19 @@ TEST(Options, Archive) {
     }
     EXPECT_TRUE(loaded == o);
   }
+}
+
+TEST(Options, ArchiveOf0_1CallsUpdateScaleLrScale) {
+  std::stringstream file;
+  torch::serialize::OutputArchive out;
+  out.write("lr_scale", c10::IValue(5.0));
+  out.save_to(file);
+  torch::serialize::InputArchive in;
+  in.load_from(file);
+  EquivariantOptions loaded;
+  loaded.serialize(in);
+  EXPECT_EQ(loaded.update_scale(), 5.0);
+  EXPECT_TRUE(loaded.is_set("update_scale"));
 }
 
 TEST(Options, ArchiveWithoutAKeyKeepsTheDefault) {

@@ -148,6 +148,7 @@ class Rule:
                 "columns": 0.2 * math.sqrt(m),
             },
             "original": {"polar": math.sqrt(max(1.0, m / n)), "rows": 1.0, "columns": 1.0},
+            "spectral_unclamped": {"polar": math.sqrt(m / n), "rows": 1.0, "columns": 1.0},
             "unit_rms_norm": {
                 "polar": math.sqrt(m / n),
                 "rows": 1 / math.sqrt(n),
@@ -190,8 +191,8 @@ def logical_matrices(layout: list | None, shape: tuple) -> list[Tensor]:
     """For each logical matrix, the flat positions of its elements in a tensor of this shape."""
     steps = list(layout or [])
     positions = torch.arange(math.prod(shape))
-    if steps and "flatten" in steps[0]:
-        steps = steps[1:]
+    flatten = steps.pop(0)["flatten"] if steps and "flatten" in steps[0] else False
+    if flatten is True or (flatten == "kernels" and len(shape) in (4, 5)):
         matrices = [positions.reshape(shape[0], -1).tolist()]
     else:
         matrices = positions.reshape(-1, shape[-2], shape[-1]).tolist()

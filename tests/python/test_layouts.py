@@ -6,8 +6,10 @@ import torch
 from oracles import Rule, Step, logical_matrices
 from rule_helpers import check_steps, one_thread  # noqa: F401
 
+ADJUST = ["match_rms_adamw", "original", "spectral_unclamped", "unit_rms_norm", "none"]
 T = {"transpose": True}
 FLATTEN = {"flatten": True}
+KERNELS = {"flatten": "kernels"}  # of four and five dimensions alone
 
 
 def heads(n, dim=-2):
@@ -28,6 +30,12 @@ LAYOUTS = [
     ([T], (6, 4)),
     ([T], (3, 6, 4)),
     ([T, T], (6, 4)),
+    ([KERNELS], (6, 4)),
+    ([KERNELS], (3, 6, 4)),
+    ([KERNELS], (6, 2, 3, 2)),
+    ([KERNELS], (4, 2, 2, 1, 3)),
+    ([KERNELS], (2, 1, 2, 1, 3, 2)),
+    ([KERNELS, T], (6, 2, 3, 2)),
     ([heads(3)], (6, 4)),
     ([heads(2, -1)], (6, 4)),
     ([heads(3), heads(2, -1)], (6, 4)),
@@ -136,7 +144,7 @@ def test_centering_after_the_layout(rule, centered, device):
         check_steps(step, shape, torch.float64, device)
 
 
-@pytest.mark.parametrize("adjust", ["match_rms_adamw", "original", "unit_rms_norm", "none"])
+@pytest.mark.parametrize("adjust", ADJUST)
 @pytest.mark.parametrize("layout", [None, [heads(2)], [T], [sections(2, 4)]], ids=str)
 def test_nothing_couples_two_matrices(layout, adjust, device):
     """One expert's gradient a thousand times as large: the others move as before, to the bit."""

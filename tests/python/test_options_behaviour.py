@@ -75,7 +75,7 @@ def test_cautious_decay_leaves_rows_without_gradient(device):
     assert torch.equal(step_with(param, optimizer, g)[2], before[2])
 
 
-ADJUST = ("match_rms_adamw", "original", "unit_rms_norm", "none")
+ADJUST = ("match_rms_adamw", "original", "spectral_unclamped", "unit_rms_norm", "none")
 
 
 @pytest.mark.parametrize("adjust", ADJUST)
@@ -109,7 +109,7 @@ def test_steps_of_a_role(role, adjust, device):
         check_adamw((5, 3), torch.float64, device, group, weight_decay=0.01 * (role == "lora"))
         return
     rule, more = ROLES[role]
-    if role == "embedding" and adjust in ("original", "unit_rms_norm"):  # outputs along columns
+    if role == "embedding" and adjust not in ("match_rms_adamw", "none"):  # outputs along columns
         rule, more = Rule("column_norm"), {**more, "layout": [{"transpose": True}]}
     step = Step(replace(rule, adjust_lr_fn=adjust), **more)
     check_steps(step, (8, 3), torch.float64, device, group=group)

@@ -94,7 +94,7 @@ def test_every_name_of_a_tied_parameter():
 @pytest.mark.parametrize("tied", [False, True])
 def test_lookup_tables_under_other_scales(tied):
     model = build("qwen3", tied=tied)
-    for scale in ("original", "unit_rms_norm"):
+    for scale in ("original", "spectral_unclamped", "unit_rms_norm"):
         table = group_of(model, "model.embed_tokens.weight", adjust_lr_fn=scale)
         assert table["rule"] == "column_norm" and table["layout"] == [{"transpose": True}]
         assert table["adjust_lr_fn"] == scale

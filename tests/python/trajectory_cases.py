@@ -134,7 +134,7 @@ def cases() -> dict[str, dict]:
             for nesterov in (True, False):
                 more = {"momentum_order": order, "nesterov": nesterov, "momentum": 0.8}
                 found[f"{rule}_{order}_{nesterov}"] = case({**options, **more})
-        for fn in ("original", "unit_rms_norm", "none"):
+        for fn in ("original", "spectral_unclamped", "unit_rms_norm", "none"):
             found[f"{rule}_{fn}"] = case({**options, "adjust_lr_fn": fn})
     for rule in CENTERED:
         found[f"{rule}_centered"] = case({**RULES[rule], "center": True})

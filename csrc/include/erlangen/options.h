@@ -25,7 +25,7 @@ namespace erlangen {
 struct LayoutStep {
   std::string verb;            // "transpose", "sections", "heads", "pairs" or "flatten"
   std::vector<int64_t> sizes;  // sections: the size of each part; heads: {number of heads}
-  std::string order;           // pairs: "concatenated" or "interleaved"
+  std::string order;           // pairs: "concatenated" or "interleaved"; flatten: "" or "kernels"
   int64_t dim = -2;
 
   // Swaps rows and columns: for weights stored as [in, out], and for column-aware rules.
@@ -39,6 +39,9 @@ struct LayoutStep {
   static LayoutStep pairs(std::string order, int64_t dim);
   // Keeps dimension 0 of the parameter and joins the rest: convolution kernels.
   static LayoutStep flatten();
+  // The same for tensors of four and five dimensions, which convolution kernels are as a rule;
+  // others stay as they are.
+  static LayoutStep flatten_kernels();
 
   bool operator==(const LayoutStep&) const = default;
 };
@@ -118,11 +121,12 @@ struct EquivariantOptions : public torch::optim::OptimizerCloneableOptions<Equiv
   // Exponent of the nuclear norm that multiplies a polar direction.
   ERLANGEN_OPTION(double, alpha, 0.0);
   // Scale by the logical matrix's shape m×n:
-  //                       polar rules      row_norm, polar_then_row    column_norm
-  //   "match_rms_adamw"   0.2·√max(m, n)   0.2·√n                      0.2·√m
-  //   "original"          √max(1, m/n)     1                           1             (Muon)
-  //   "unit_rms_norm"     √(m/n)           1/√n                        √m            (Scion)
-  //   "none"              1                1                           1
+  //                         polar rules      row_norm, polar_then_row  column_norm
+  //   "match_rms_adamw"     0.2·√max(m, n)   0.2·√n                    0.2·√m
+  //   "original"            √max(1, m/n)     1                         1           (Muon)
+  //   "spectral_unclamped"  √(m/n)           1                         1           (Bernstein)
+  //   "unit_rms_norm"       √(m/n)           1/√n                      √m          (Scion)
+  //   "none"                1                1                         1
   ERLANGEN_OPTION(std::string, adjust_lr_fn, "match_rms_adamw");
   // The polar iteration: its polynomials, how many steps of them (nullopt: the set's own length),
   // "auto" (the cheaper of the next two, in bfloat16 the first), "standard", "gram" or "exact" (a

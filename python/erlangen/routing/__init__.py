@@ -42,9 +42,9 @@ def param_groups(
             gives another role: its rule and its options, without the layout found before. All
             names of a tied parameter are its names.
         adjust_lr_fn: the scale by shape that the optimizer will use ("match_rms_adamw",
-            "original", "unit_rms_norm", "none"). Under "original" and "unit_rms_norm" lookup
-            tables are normalised by columns of the transpose. Stands in the groups if it is not
-            the default.
+            "original", "spectral_unclamped", "unit_rms_norm", "none"). Under all but the first and
+            the last lookup tables are normalised by columns of the transpose. Stands in the groups
+            if it is not the default.
 
     Returns:
         Groups in the order of model.named_parameters(): dicts with "params", "param_names" (as
