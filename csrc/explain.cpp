@@ -42,11 +42,12 @@ std::string rule_text(const EquivariantOptions& o) {
 }
 
 Row row_of(const EquivariantOptions& options, const at::Tensor& param, const std::string& name) {
-  std::string matrices, scale;
-  if (options.rule() == "adamw") {
-    matrices = "-";
+  std::string matrices = "-", scale = "-";
+  if (param.numel() > 0 && options.rule() == "adamw") {
     scale = number(options.update_scale());
-  } else {
+  } else if (param.numel() > 0) {
+    matrices.clear();
+    scale.clear();
     const auto views =
         matrix_views(options.layout(), param.sizes(), c10::contiguous_strides(param.sizes()), name);
     for (const MatrixView& view : views) {

@@ -73,7 +73,7 @@ void Plan::update(const std::vector<StepGroup>& groups) {
 
 void Plan::make(const std::vector<StepGroup>& groups, const std::vector<GroupSource>& sources) {
   std::vector<Bucket> buckets;
-  std::vector<ParamIndex> adamw;
+  std::vector<ParamIndex> adamw, empty;
   std::vector<at::Device> devices;
   int64_t position = 0;
   for (size_t g = 0; g < groups.size(); ++g) {
@@ -91,6 +91,10 @@ void Plan::make(const std::vector<StepGroup>& groups, const std::vector<GroupSou
       const ParamIndex index{g, p, position};
       if (source.rule.rule == "adamw") {
         adamw.push_back(index);
+        continue;
+      }
+      if (param.numel() == 0) {
+        empty.push_back(index);
         continue;
       }
       auto views =
@@ -112,6 +116,7 @@ void Plan::make(const std::vector<StepGroup>& groups, const std::vector<GroupSou
   }
   buckets_ = std::move(buckets);
   adamw_ = std::move(adamw);
+  empty_ = std::move(empty);
   devices_ = std::move(devices);
 }
 

@@ -66,6 +66,9 @@ class Plan {
 
   const std::vector<Bucket>& buckets() const { return buckets_; }
   const std::vector<ParamIndex>& adamw() const { return adamw_; }
+  // Those of matrix rules without elements: there is nothing to compute, but they have a state as in
+  // torch, which torch.distributed.checkpoint asks for.
+  const std::vector<ParamIndex>& empty() const { return empty_; }
   // The devices of all parameters.
   const std::vector<at::Device>& devices() const { return devices_; }
 
@@ -94,7 +97,7 @@ class Plan {
   std::vector<std::vector<ParamMemory>> memory_;  // of each group, known to lie apart
   std::vector<GroupSource> sources_;
   std::vector<Bucket> buckets_;
-  std::vector<ParamIndex> adamw_;
+  std::vector<ParamIndex> adamw_, empty_;
   std::vector<at::Device> devices_;
 };
 

@@ -120,6 +120,7 @@ void each_param(const Plan& plan, Visitor&& visitor) {
     for (const MatrixParam& member : bucket.members) visitor(member.index);
   }
   for (const ParamIndex& index : plan.adamw()) visitor(index);
+  for (const ParamIndex& index : plan.empty()) visitor(index);
 }
 
 void create_state(const Plan& plan, const std::vector<StepGroup>& groups) {
