@@ -7,6 +7,7 @@
 #include <erlangen/optimizer.h>
 #include <torch/optim/serialize.h>
 
+#include <algorithm>
 #include <map>
 
 namespace erlangen {
@@ -30,31 +31,34 @@ OptimizerParamGroup completed(const OptimizerParamGroup& group, const Equivarian
       group.has_options() ? options_of(group.options()) : EquivariantOptions();
   options.fill_from(defaults);
   check_options(options, describe_group(index, options));
-  TORCH_CHECK_VALUE(!group.params().empty(), describe_group(index, options),
-                    " has no parameters; allowed: at least one");
   check_param_names(options, group.params().size(), describe_group(index, options));
   for (size_t p = 0; p < group.params().size(); ++p) {
-    check_param(group.params()[p], options, describe_param(index, p, options));
+    const torch::Tensor& param = group.params()[p];
+    const std::string where = describe_param(index, p, options);
+    check_param(param, options, where);
+    TORCH_CHECK_VALUE(param.is_leaf(), where,
+                      " is computed from other tensors; allowed: leaves of the graph");
   }
   return {group.params(), std::make_unique<EquivariantOptions>(std::move(options))};
 }
 
-void check_groups(const std::vector<OptimizerParamGroup>& groups) {
-  TORCH_CHECK_VALUE(!groups.empty(), "param_groups is empty; allowed: at least one group");
+// Whether the parameters of the first `count` groups lie apart.
+void check_groups(const std::vector<OptimizerParamGroup>& groups, size_t count) {
   std::vector<std::vector<ParamMemory>> memory;
-  for (const auto& group : groups) {
-    memory.emplace_back(group.params().begin(), group.params().end());
+  for (size_t g = 0; g < count; ++g) {
+    memory.emplace_back(groups[g].params().begin(), groups[g].params().end());
   }
   check_params_apart(memory);
 }
 
 std::vector<OptimizerParamGroup> completed(const std::vector<OptimizerParamGroup>& groups,
                                            const EquivariantOptions& defaults) {
+  TORCH_CHECK_VALUE(!groups.empty(), "param_groups is empty; allowed: at least one group");
   std::vector<OptimizerParamGroup> result;
   for (size_t g = 0; g < groups.size(); ++g) {
     result.push_back(completed(groups[g], defaults, g));
   }
-  check_groups(result);
+  check_groups(result, result.size());
   return result;
 }
 
@@ -76,11 +80,17 @@ void EquivariantParamState::serialize(InputArchive& archive) {
 
 Equivariant::Equivariant(const std::vector<OptimizerParamGroup>& param_groups,
                          EquivariantOptions defaults)
-    : Optimizer(completed(param_groups, defaults), std::make_unique<EquivariantOptions>(defaults)),
-      plan_(std::make_unique<Plan>()) {}
+    : Optimizer(std::vector<OptimizerParamGroup>(), std::make_unique<EquivariantOptions>(defaults)),
+      plan_(std::make_unique<Plan>()) {
+  // Not by the base class's add_param_group, which in newer torch keeps a group's own options only
+  // where they are of one of torch's types.
+  param_groups_ = completed(param_groups, defaults);
+  known_groups_ = param_groups_.size();
+}
 
 Equivariant::Equivariant(std::vector<torch::Tensor> params, EquivariantOptions defaults)
-    : Equivariant({OptimizerParamGroup(std::move(params))}, [&] {
+    : Equivariant({OptimizerParamGroup(params)}, [&] {
+        TORCH_CHECK_VALUE(!params.empty(), "the list of parameters is empty");
         TORCH_CHECK_VALUE(!defaults.rule().empty(),
                           "Equivariant was given bare parameters, which have no rule; allowed: "
                           "erlangen::param_groups(module), groups with a rule, or a preset such as "
@@ -93,11 +103,23 @@ Equivariant::Equivariant(Equivariant&&) noexcept = default;
 Equivariant& Equivariant::operator=(Equivariant&&) noexcept = default;
 
 void Equivariant::add_param_group(const OptimizerParamGroup& param_group) {
-  auto group = completed(param_group, options_of(defaults()), param_groups_.size());
-  std::vector<OptimizerParamGroup> all(param_groups_);
-  all.push_back(group);
-  check_groups(all);
-  Optimizer::add_param_group(group);
+  take_up_groups();
+  param_groups_.push_back(param_group);
+  take_up_groups();
+}
+
+void Equivariant::take_up_groups() {
+  known_groups_ = std::min(known_groups_, param_groups_.size());
+  for (; known_groups_ < param_groups_.size(); ++known_groups_) {
+    OptimizerParamGroup& group = param_groups_[known_groups_];
+    try {
+      group = completed(group, options_of(defaults()), known_groups_);
+      check_groups(param_groups_, known_groups_ + 1);
+    } catch (...) {  // it would stand in the way of every step from here on
+      param_groups_.erase(param_groups_.begin() + static_cast<std::ptrdiff_t>(known_groups_));
+      throw;
+    }
+  }
 }
 
 torch::Tensor Equivariant::step(LossClosure closure) {
@@ -106,6 +128,7 @@ torch::Tensor Equivariant::step(LossClosure closure) {
     const at::AutoGradMode with_grad(true);
     loss = closure();
   }
+  take_up_groups();
   // States of parameters that turn out to be in error must not stay: they are made aside first.
   std::vector<StepGroup> groups;
   std::vector<std::pair<void*, std::unique_ptr<EquivariantParamState>>> fresh;
@@ -187,6 +210,7 @@ void Equivariant::load(InputArchive& archive) {
     }
   }
   param_groups_ = std::move(loaded.param_groups_);
+  known_groups_ = param_groups_.size();
   state_ = std::move(loaded.state_);
   plan_ = std::make_unique<Plan>();
 }
@@ -208,7 +232,8 @@ EquivariantOptions preset_options(const std::string& preset) {
                    .ns_coefficients("jordan")
                    .ns_method("standard")
                    .ns_eps(1e-7)
-                   .adjust_lr_fn("original")},
+                   .adjust_lr_fn("original")
+                   .layout({LayoutStep::flatten_kernels()})},
       {"PolarGrad",
        EquivariantOptions().rule("spectral").nesterov(false).alpha(1.0).adjust_lr_fn("none")},
       {"RowNorm", EquivariantOptions().rule("row_norm")},

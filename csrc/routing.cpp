@@ -159,11 +159,15 @@ class Sayings {
   }
   EquivariantOptions of_role(const std::string& role) { return said({role}, false); }
 
-  // Raises c10::ValueError for what says something of none of these parameters.
-  void check_used(const std::vector<std::string>& names) const {
+  // Raises c10::ValueError for what says something of none of these parameters. Where some have no
+  // role yet, what is said of a role may be meant for them.
+  void check_used(const std::vector<std::string>& names, bool all_have_roles) const {
     for (size_t i = 0; i < overrides_.size(); ++i) {
       if (used_[i]) continue;
       const std::string& key = overrides_[i].first;
+      const auto& roles = role_names();
+      const bool of_role = std::find(roles.begin(), roles.end(), key) != roles.end();
+      if (of_role && !all_have_roles) continue;
       const auto inside = std::find_if(names.begin(), names.end(), [&](const std::string& name) {
         return name.rfind(key + ".", 0) == 0;
       });
@@ -216,7 +220,7 @@ EquivariantOptions role_options(const std::string& role, const std::string& adju
   options.role(role);
   if (role == "embedding") {
     options.rule("row_norm").update_scale(5.0).weight_decay(0.0);
-    if (adjust_lr_fn == "original" || adjust_lr_fn == "unit_rms_norm") {
+    if (adjust_lr_fn != "match_rms_adamw" && adjust_lr_fn != "none") {
       options.rule("column_norm").layout({LayoutStep::transpose()});
     }
   } else if (role == "lm_head") {
@@ -306,10 +310,10 @@ std::vector<OptimizerParamGroup> param_groups(const nn::Module& module, const Ov
     group->second.push_back(param);
     names[group - groups.begin()].push_back(item.key());
   }
+  sayings.check_used(trainable, undecided.empty());
   TORCH_CHECK_VALUE(undecided.empty(), "no role can be given to", undecided,
                     "\nSay it with an override, such as {{\"*.w1\", EquivariantOptions().role(\"",
                     "mlp_in\")}}; roles: ", join(role_names()));
-  sayings.check_used(trainable);
   TORCH_CHECK_VALUE(!groups.empty(), "the module has no parameters that require gradients");
 
   std::vector<OptimizerParamGroup> result;

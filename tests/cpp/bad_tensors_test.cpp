@@ -80,13 +80,40 @@ TEST(BadGroup, Twice) {
 
 TEST(BadGroup, Empty) {
   using Tensors = std::vector<torch::Tensor>;
-  expect_raises<c10::ValueError>({"no parameters"}, [] { Muon(Tensors{}); });
+  expect_raises<c10::ValueError>({"parameters is empty"}, [] { Muon(Tensors{}); });
+  expect_raises<c10::ValueError>({"parameters is empty"}, [] { Equivariant(Tensors{}); });
   expect_raises<c10::ValueError>(
       {"empty"}, [] { Equivariant(std::vector<torch::optim::OptimizerParamGroup>{}); });
-  expect_raises<c10::ValueError>({"param_groups[1]", "no parameters"}, [] {
-    Muon live(Tensors{parameter({4, 4})});
-    live.add_param_group(torch::optim::OptimizerParamGroup(Tensors{}));
+}
+
+TEST(BadGroup, ComputedFromOtherTensors) {
+  const auto p = parameter({4, 4});
+  expect_raises<c10::ValueError>({"param_groups[0], parameter 1", "computed"}, [&] {
+    Muon(std::vector<torch::Tensor>{p, p * 2});
   });
+}
+
+// torch's own add_param_group is not virtual: what it has added is found by the next step.
+TEST(BadGroup, AddedByTheBaseClass) {
+  using Group = torch::optim::OptimizerParamGroup;
+  const auto p = parameter({4, 4});
+  Muon live(std::vector<torch::Tensor>{p});
+  torch::optim::Optimizer& base = live;
+  run(live, 1, 1);
+  const auto before = picture(live);
+  const std::vector<std::pair<torch::Tensor, std::vector<std::string>>> cases = {
+      {parameter({4}), {"param_groups[1], parameter 0", "[4]", "two dimensions"}},
+      {torch::ones({4, 4}, at::kInt), {"param_groups[1], parameter 0", "Int"}},
+      {p.detach(), {"param_groups[1], parameter 0", "param_groups[0], parameter 0", "memory"}},
+  };
+  for (const auto& [bad, words] : cases) {
+    base.add_param_group(Group({bad.is_floating_point() ? bad.requires_grad_() : bad}));
+    expect_raises<c10::Error>(words, [&] { live.step(); });
+    EXPECT_EQ(live.param_groups().size(), 1u);
+    expect_same(picture(live), before);
+  }
+  live.step();  // and nothing stands in the way of going on
+  EXPECT_FALSE(testing::same_bits(p, before.tensors[0]));
 }
 
 TEST(BadGroup, WithoutARule) {

@@ -167,6 +167,58 @@ TEST(Optimizer, AddedGroupChangesNothingForTheOthers) {
   EXPECT_EQ(optimizer.state().size(), 2u);
 }
 
+TEST(Optimizer, GroupsAddedByTheBaseClassAreCompleted) {
+  Muon optimizer({parameter({4, 6})}, EquivariantOptions(0.5));
+  torch::optim::Optimizer& base = optimizer;
+  const auto added = parameter({4, 6}), twin = added.detach().clone().requires_grad_();
+  base.add_param_group(torch::optim::OptimizerParamGroup({added}));
+  Muon alone({twin}, EquivariantOptions(0.5));
+  added.mutable_grad() = torch::ones({4, 6});
+  twin.mutable_grad() = torch::ones({4, 6});
+  optimizer.step();
+  alone.step();
+  EXPECT_EQ(options_of(optimizer, 1).rule(), "spectral");
+  EXPECT_EQ(options_of(optimizer, 1).lr(), 0.5);
+  EXPECT_TRUE(testing::same_bits(added, twin));
+  optimizer.param_groups().pop_back();
+  optimizer.add_param_group(torch::optim::OptimizerParamGroup({twin}));
+  EXPECT_EQ(optimizer.param_groups().size(), 2u);
+  optimizer.step();
+}
+
+TEST(Optimizer, EmptyGroupsAndParametersAreNothingToDo) {
+  const auto p = parameter({4, 6}), twin = p.detach().clone().requires_grad_();
+  const auto hollow = torch::empty({0, 6}).requires_grad_(), vector = torch::empty({0});
+  Equivariant optimizer(
+      {group_of({}, EquivariantOptions().rule("row_norm")),
+       group_of({hollow, p, vector.requires_grad_()}, EquivariantOptions().rule("spectral"))});
+  Equivariant alone({group_of({twin}, EquivariantOptions().rule("spectral"))});
+  optimizer.add_param_group(group_of({}, EquivariantOptions().rule("adamw")));
+  for (int64_t step = 0; step < 2; ++step) {
+    run(optimizer, 1, step);
+    twin.mutable_grad() = p.grad().clone();
+    alone.step();
+  }
+  EXPECT_TRUE(testing::same_bits(p, twin));
+  EXPECT_EQ(optimizer.state().size(), 3u);
+  EXPECT_NE(optimizer.explain().find("0×6"), std::string::npos);
+}
+
+TEST(Optimizer, MuonTakesKernels) {
+  for (const std::vector<int64_t>& sizes : {std::vector<int64_t>{8, 2, 3, 3}, {8, 2, 1, 3, 2}}) {
+    const auto kernel = parameter(sizes);
+    const auto matrix = kernel.detach().reshape({8, -1}).clone().requires_grad_();
+    Muon of_kernel({kernel}), of_matrix({matrix});
+    kernel.mutable_grad() = torch::randn(sizes);
+    matrix.mutable_grad() = kernel.grad().reshape({8, -1}).clone();
+    of_kernel.step();
+    of_matrix.step();
+    EXPECT_TRUE(testing::same_bits(kernel.detach().reshape({8, -1}), matrix));
+  }
+  Muon batch({parameter({3, 4, 6})});
+  EXPECT_NE(batch.explain().find("3 of 4×6"), std::string::npos);
+}
+
 TEST(Optimizer, RuleChangedBetweenSteps) {
   const auto a = parameter({4, 6});
   RowNorm optimizer({a});

@@ -170,7 +170,7 @@ TEST(Routing, OptionsOfRoles) {
   for (const char* role : {"embedding", "lm_head", "router", "other"}) {
     EXPECT_EQ(role_options(role).weight_decay(), 0.0) << role;
   }
-  for (const char* fn : {"original", "unit_rms_norm"}) {
+  for (const char* fn : {"original", "spectral_unclamped", "unit_rms_norm"}) {
     EXPECT_EQ(role_options("embedding", fn).rule(), "column_norm");
     EXPECT_TRUE(role_options("embedding", fn).layout() == Layout{LayoutStep::transpose()});
   }
@@ -312,6 +312,21 @@ TEST(Routing, AdamwTakesNothingOfTheRoleThatIsMeantForItsRule) {
   const auto options = found(model, {{"embedding", EquivariantOptions().rule("adamw")}});
   EXPECT_EQ(options.at("embedding.weight").update_scale(), 1.0);
   EXPECT_EQ(options.at("embedding.weight").weight_decay(), 0.0);
+}
+
+TEST(Routing, AMistypedOverrideIsNamedThoughRolesAreMissing) {
+  nn::Module model;
+  model.register_parameter("mixing", torch::ones({4, 4}));
+  model.register_module("linear", nn::Linear(6, 8));
+  const auto role = [](const char* name) { return EquivariantOptions().role(name); };
+  expect_raises<c10::ValueError>({"override \"mixng\"", "matches no parameter"}, [&] {
+    param_groups(model, {{"mixng", role("dense")}});
+  });
+  // What is said of a role may be meant for the one that has none.
+  expect_raises<c10::ValueError>({"no role", "mixing"}, [&] {
+    param_groups(model, {{"router", EquivariantOptions(0.5)}});
+  });
+  EXPECT_EQ(found(model, {{"mixing", role("dense")}}).at("mixing").role(), "dense");
 }
 
 TEST(Routing, ScaleByShape) {

@@ -1,6 +1,7 @@
 // torch::save and torch::load of optimizers: runs go on with equal bits, and what does not fit
 // changes nothing.
 
+#include <cmath>
 #include <functional>
 #include <limits>
 #include <sstream>
@@ -93,6 +94,35 @@ INSTANTIATE_TEST_SUITE_P(Rules, SaveLoad, ::testing::ValuesIn(kCases), [](const 
   std::replace(name.begin(), name.end(), ' ', '_');
   return name;
 });
+
+// Saved by version 0.1 (tests/cpp/data): a row_norm group with an lr_scale of 5, as it was called
+// then, and an adamw group, after one step with gradients of 0.5.
+TEST(SaveLoad, ArchiveOf0_1) {
+  Equivariant loaded({group_of({parameter({4, 6})}, rule("row_norm")),
+                      group_of({parameter({6, 4})}, rule("adamw"))});
+  torch::load(loaded, ERLANGEN_TEST_DATA "/optimizer_0_1.pt");
+  const auto options = [&](size_t g) {
+    return static_cast<const EquivariantOptions&>(loaded.param_groups()[g].options());
+  };
+  EXPECT_EQ(options(0).update_scale(), 5.0);
+  EXPECT_EQ(options(1).update_scale(), 1.0);
+  EXPECT_EQ(options(1).weight_decay(), 0.5);
+  EXPECT_EQ(options(0).lr(), 0.02);
+  const auto state = [&](size_t g) {
+    const auto& param = loaded.param_groups()[g].params()[0];
+    return static_cast<const EquivariantParamState&>(
+        *loaded.state().at(param.unsafeGetTensorImpl()));
+  };
+  const double average = (1.0 - 0.95) * 0.5;
+  EXPECT_TRUE(at::allclose(state(0).momentum_buffer(), torch::full({4, 6}, average)));
+  EXPECT_EQ(state(1).step().item<double>(), 1.0);
+  const auto before = copies(params_of(loaded));
+  run(loaded, 1, 1);
+  // A row moves by lr * update_scale * 0.2 * sqrt(n), decay aside.
+  const auto kept = before[0] * (1.0 - 0.02 * options(0).weight_decay());
+  const auto length = (params_of(loaded)[0] - kept).norm(2, {1});
+  EXPECT_TRUE(at::allclose(length, torch::full({4}, 0.02 * 5.0 * 0.2 * std::sqrt(6.0))));
+}
 
 TEST(SaveLoad, EmptyState) {
   const std::vector<torch::Tensor> params = {parameter({4, 6})};

@@ -53,7 +53,8 @@ class Equivariant : public torch::optim::Optimizer {
   // For CUDA graphs: the group's steps read their learning rate from this tensor of one element, on
   // its device, and not from the options. Undefined: from the options again.
   void set_lr_tensor(size_t group, torch::Tensor lr);
-  // Hides the base class's, which would leave the group's options unchecked and incomplete.
+  // Hides the base class's, which leaves the group's options unchecked and incomplete. A group
+  // added by that one is completed and checked by the next step, and removed where it is refused.
   void add_param_group(const torch::optim::OptimizerParamGroup& param_group);
   void save(torch::serialize::OutputArchive& archive) const override;
   // Checks that groups, shapes and options fit before anything is replaced.
@@ -62,6 +63,10 @@ class Equivariant : public torch::optim::Optimizer {
   std::string explain() const;
 
  private:
+  // Completes and checks groups that have come since; removes the one that it refuses.
+  void take_up_groups();
+
+  size_t known_groups_ = 0;
   std::unique_ptr<Plan> plan_;  // derived from the groups, so it is not saved
   torch::Tensor grad_scale_, found_inf_;
   std::vector<torch::Tensor> lr_tensors_;  // by group; shorter than the groups where none is set
@@ -73,18 +78,19 @@ EquivariantOptions preset_options(const std::string& preset);
 
 // The same class with the rule preset, so that bare parameters are enough. What `defaults` chooses
 // beats what the preset does.
-#define ERLANGEN_PRESET(Name)                                                                  \
-  class Name : public Equivariant {                                                            \
-   public:                                                                                     \
-    explicit Name(const std::vector<torch::optim::OptimizerParamGroup>& param_groups,          \
-                  EquivariantOptions defaults = {})                                            \
-        : Equivariant(param_groups, (defaults.fill_from(preset_options(#Name)), defaults)) {}  \
-    explicit Name(std::vector<torch::Tensor> params, EquivariantOptions defaults = {})         \
-        : Name({torch::optim::OptimizerParamGroup(std::move(params))}, std::move(defaults)) {} \
+#define ERLANGEN_PRESET(Name)                                                                      \
+  class Name : public Equivariant {                                                                \
+   public:                                                                                         \
+    explicit Name(const std::vector<torch::optim::OptimizerParamGroup>& param_groups,              \
+                  EquivariantOptions defaults = {})                                                \
+        : Equivariant(param_groups, (defaults.fill_from(preset_options(#Name)), defaults)) {}      \
+    explicit Name(std::vector<torch::Tensor> params, EquivariantOptions defaults = {})             \
+        : Equivariant(std::move(params), (defaults.fill_from(preset_options(#Name)), defaults)) {} \
   }
 
 // torch.optim.Muon: spectral, weight decay 0.1, Jordan's coefficients, his scale by shape, and
-// norms clamped at 1e-7.
+// norms clamped at 1e-7. Beyond it: tensors of three dimensions are batches of matrices, those of
+// four and five convolution kernels, flattened to one matrix [out, rest].
 ERLANGEN_PRESET(Muon);
 // Spectral with alpha 1: the polar direction times the nuclear norm (polargrad).
 ERLANGEN_PRESET(PolarGrad);
