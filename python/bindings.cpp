@@ -30,6 +30,10 @@ using erlangen::EquivariantParamState;
 
 std::string shown(py::handle value) { return std::string(py::repr(value)); }
 
+std::string type_name(py::handle value) {
+  return std::string(py::str(py::type::handle_of(value).attr("__name__")));
+}
+
 // Clears a TypeError, which says that a value with a number's methods is no number (numpy's
 // arrays).
 void clear_type_error() {
@@ -37,8 +41,8 @@ void clear_type_error() {
   PyErr_Clear();
 }
 
-// Python's plain values, numbers of other packages (numpy), and tensors of one element as the
-// number they hold.
+// Python's plain values, numbers, lists and dicts of other packages (numpy, OmegaConf), and tensors
+// of one element as the number they hold.
 c10::IValue to_ivalue(const std::string& name, py::handle value) {
   if (value.is_none()) return {};
   if (py::isinstance<py::bool_>(value)) return value.cast<bool>();
@@ -79,9 +83,17 @@ c10::IValue to_ivalue(const std::string& name, py::handle value) {
     }
     clear_type_error();
   }
+  if (py::hasattr(value, "keys") && py::hasattr(value, "__getitem__")) {
+    const py::dict dict;
+    for (py::handle key : value.attr("keys")()) dict[key] = value[key];
+    return to_ivalue(name, dict);
+  }
+  if (PySequence_Check(value.ptr()) && !py::isinstance<py::bytes>(value)) {
+    return to_ivalue(name, py::list(py::reinterpret_borrow<py::object>(value)));
+  }
   TORCH_CHECK_TYPE(!THPDtype_Check(value.ptr()), name, " is ", shown(value),
                    "; allowed: its name, a str such as \"bfloat16\"");
-  TORCH_CHECK_TYPE(false, name, " is ", shown(value),
+  TORCH_CHECK_TYPE(false, name, " is ", shown(value), ", of type ", type_name(value),
                    "; allowed: None, bool, int, float, str, list, dict");
 }
 
@@ -192,16 +204,11 @@ class States {
     return &entry.state;
   }
 
-  // Raises for an entry that no rule continues from, such as the maximum of AMSGrad.
-  static void check_names(const py::dict& entry, c10::function_ref<std::string()> where) {
-    EquivariantParamState known;
-    for (const auto& [key, value] : entry) {
-      bool found = false;
-      each(known,
-           [&, key = key](py::handle name, at::Tensor&) { found = found || name.equal(key); });
-      TORCH_CHECK_VALUE(found, where(), ": the loaded state has ", std::string(py::str(key)),
-                        ", which no rule continues from");
-    }
+  static std::vector<std::string> names() {
+    std::vector<std::string> result;
+    EquivariantParamState state;
+    each(state, [&](py::handle name, at::Tensor&) { result.push_back(name.cast<std::string>()); });
+    return result;
   }
 
   void write_back() {
@@ -290,7 +297,10 @@ void check_states(const py::dict& dict, size_t index, const py::dict& state) {
       const EquivariantParamState* loaded = states.read(param, where);
       erlangen::check_state(*loaded, group.params[p], where);
       erlangen::check_state_complete(*loaded, group.params[p], group.options, where);
-      States::check_names(state[param], where);
+      // Other entries are other people's: wrappers keep theirs beside ours.
+      TORCH_CHECK_VALUE(!state[param].contains("max_exp_avg_sq"), where(),
+                        ": the loaded state has max_exp_avg_sq, the maximum of AMSGrad, which no "
+                        "rule continues from");
     }
     ++p;
   }
@@ -357,6 +367,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   def(m, "role_names", &erlangen::role_names);
   def(m, "rule_names", &erlangen::rule_names);
   def(m, "option_names", &EquivariantOptions::names);
+  def(m, "state_names", &States::names);
+  def(m, "plain",
+      [](const std::string& name, py::handle value) { return to_python(to_ivalue(name, value)); });
   def(m, "default_options", [] { return to_dict(EquivariantOptions(), false); });
   def(
       m, "role_options",

@@ -1,6 +1,5 @@
 """Equivariant and its presets: torch.optim.Optimizer subclasses over the C++ step."""
 
-import difflib
 import inspect
 import sys
 import warnings
@@ -11,50 +10,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from . import _C
+from . import _C, _checkpoints
+from ._options import OPTIONS, arguments, entries, parameters
 from .routing import param_groups
-from .thawing import LINK, Origin, check_link, follow, link, without_model
+from .thawing import Origin, check_link, follow, link, without_model
 
 __all__ = ["Equivariant", "Hybrid", "LeftSpectral", "Muon", "PolarGrad", "RightSpectral", "RowNorm"]
 
-# Entries of a group that are not options: torch's own, and those that LR schedulers add.
-_OTHER_KEYS = {
-    "params",
-    "initial_lr",
-    "max_lr",
-    "min_lr",
-    "base_momentum",
-    "max_momentum",
-    "swa_lr",
-    "lr_scale",
-}
-# Options of a group that have no default: each group has its own.
-_OF_GROUP = {"role", "param_names", LINK}
-_OPTIONS = {k: v for k, v in _C.default_options().items() if k not in _OF_GROUP}
-_LR, _WEIGHT_DECAY = _OPTIONS["lr"], _OPTIONS["weight_decay"]
-
-
-def _as_list(params, where: str) -> list:
-    if isinstance(params, torch.Tensor):
-        return [params]
-    if isinstance(params, set):
-        raise TypeError(f"{where}: params is a set, which has no order; allowed: a list")
-    if isinstance(params, str) or not isinstance(params, Iterable):
-        raise TypeError(f"{where}: params is {params!r}; allowed: a tensor or a list of tensors")
-    return list(params)
-
-
-_HINTS = {"lr_scale": " (it is called 'update_scale')"}
-
-
-def _refuse_unknown(options: Iterable[str], allowed: Iterable[str], where: str) -> None:
-    for key in options:
-        if key not in allowed:
-            near = difflib.get_close_matches(str(key), _OPTIONS, n=1, cutoff=0.7)
-            hint = _HINTS.get(key, f" (did you mean {near[0]!r}?)" if near else "")
-            raise ValueError(
-                f"{where}: unknown option {key!r}{hint}; allowed: {', '.join(sorted(_OPTIONS))}"
-            )
+_LR, _WEIGHT_DECAY = OPTIONS["lr"], OPTIONS["weight_decay"]
 
 
 def _callers_level() -> int:
@@ -65,44 +28,6 @@ def _callers_level() -> int:
             break
         level += 1
     return level
-
-
-def _names_of_0_1(options: dict) -> bool:
-    """Whether ``lr_scale`` is what version 0.1 called update_scale, and not timm's factor on lr."""
-    return "lr_scale" in options and "rule" in options and "update_scale" not in options
-
-
-def _renamed(options: dict) -> dict:
-    """A saved group in today's names."""
-    if not _names_of_0_1(options):
-        return options
-    return {{"lr_scale": "update_scale"}.get(key, key): value for key, value in options.items()}
-
-
-def _refuse_foreign(groups: list[dict], live: list[dict]) -> None:
-    """Refuses groups of torch's optimizers whose options mean something else to these rules."""
-    for index, (group, mine) in enumerate(zip(groups, live, strict=False)):
-        where = f"param_groups[{index}] of the state dict is"
-        rule = group.get("rule", mine["rule"])
-        if "dampening" in group:
-            raise ValueError(
-                f"{where} torch.optim.SGD's, whose momentum is a sum of gradients and not their "
-                "average"
-            )
-        coupled = group.get("decoupled_weight_decay") is False and group.get("weight_decay")
-        if coupled or ("decoupled_weight_decay" in group and "amsgrad" not in group):
-            raise ValueError(f"{where} not torch.optim.AdamW's; allowed with adamw: AdamW's")
-        if "amsgrad" in group and rule != "adamw":
-            raise ValueError(f"{where} an Adam's; allowed with rule {rule!r}: torch.optim.Muon's")
-        if group.get("adjust_lr_fn", "") is None:
-            raise ValueError(f"{where} torch.optim.Muon's; allowed: to load it into erlangen.Muon")
-        foreign = group.keys() - (_OPTIONS.keys() | _OTHER_KEYS | _OF_GROUP)
-        if foreign and group.keys().isdisjoint({"rule", "amsgrad", "ns_coefficients"}):
-            raise ValueError(
-                f"{where} another optimizer's, with {', '.join(sorted(map(str, foreign)))}; "
-                "allowed: Equivariant's, torch.optim.AdamW's and, in erlangen.Muon, "
-                "torch.optim.Muon's"
-            )
 
 
 class Equivariant(Optimizer):
@@ -127,13 +52,21 @@ class Equivariant(Optimizer):
             "polar_then_row"), ``center`` (False), ``layout`` (None or a list of steps),
             ``support`` ("all", "gradient"), ``momentum`` (0.95), ``nesterov`` (None: True for
             spectral), ``momentum_order`` ("momentum_first", "polar_first"), ``alpha`` (0.0),
-            ``adjust_lr_fn`` ("match_rms_adamw", "original", "unit_rms_norm", "none"),
+            ``adjust_lr_fn`` ("match_rms_adamw", "original", "spectral_unclamped", "unit_rms_norm",
+            "none"),
             ``ns_coefficients`` ("polar_express", "jordan", "you", "deepseek_v4", "cubic", one
             triple, or a list of them), ``ns_steps`` (None), ``ns_method`` ("auto", "standard",
             "gram", "exact"), ``ns_dtype`` ("auto", "float32", "bfloat16", "float16"),
             ``ns_eps`` (0.0), ``betas`` ((0.9, 0.95)) and ``eps`` (1e-8) of adamw, ``state_dtype``
             ("auto", "bfloat16"), ``stochastic_rounding`` (False), ``seed`` (0), ``maximize``
             (False), ``capturable`` (False). The header erlangen/options.h says what each does.
+            torch's ``foreach`` and ``fused`` are taken and change nothing, as do
+            ``differentiable`` and ``amsgrad`` where they are False.
+
+    Keys of other people in groups (``name``, ``lr_mult``, what schedulers and wrappers add) are
+    kept and saved, and no step looks at them; one that is nearly an option's name is refused where
+    a group is given. So are entries of wrappers in a parameter's state. Parameters without elements
+    have a state and are left alone.
 
     With ``capturable=True`` step() can be captured in a CUDA graph. Take the first step, which
     creates the state, before the capture. Replays see new values of ``lr`` and ``weight_decay``
@@ -160,12 +93,15 @@ class Equivariant(Optimizer):
         overrides: Mapping[str, Mapping] | None = None,
         **options: Any,
     ):
-        _refuse_unknown(options, _OPTIONS, type(self).__name__)
-        defaults = {**_OPTIONS, **options, "lr": lr, "weight_decay": weight_decay}
+        name = type(self).__name__
+        chosen = arguments({**options, "lr": lr, "weight_decay": weight_decay}, name)
+        defaults = {**OPTIONS, **chosen}
+        if isinstance(params, nn.ParameterList) and defaults["rule"]:
+            params = list(params)
         if isinstance(params, nn.Module):
             if defaults["rule"]:
                 raise TypeError(
-                    f"{type(self).__name__} was given a model and one rule for all of it; allowed: "
+                    f"{name} was given a model and one rule for all of it; allowed: "
                     "parameters or groups, or erlangen.Equivariant(model), where each parameter "
                     "has the rule of its role"
                 )
@@ -174,28 +110,35 @@ class Equivariant(Optimizer):
             self._origin, params = Origin(params, choices), groups
         elif overrides is not None:
             raise TypeError(
-                f"{type(self).__name__} was given overrides without a model; allowed: a model, or "
+                f"{name} was given overrides without a model; allowed: a model, or "
                 "erlangen.param_groups(model, overrides)"
             )
-        if isinstance(params, torch.Tensor | str | dict) or not isinstance(params, Iterable):
-            what = "a dict" if isinstance(params, dict) else repr(params)
-            if isinstance(params, torch.Tensor):
-                what = "a tensor"
+        if isinstance(params, torch.Tensor | str | Mapping | set | frozenset) or not isinstance(
+            params, Iterable
+        ):
+            shown = {torch.Tensor: "a tensor", Mapping: "a dict", (set, frozenset): "a set"}
+            what = next((text for kind, text in shown.items() if isinstance(params, kind)), None)
             raise TypeError(
-                f"{type(self).__name__} was given {what}; allowed: a model, a list of groups, or "
+                f"{name} was given {what or repr(params)}; allowed: a model, a list of groups, or "
                 "for a preset a list of parameters"
             )
         params = list(params)
         if not params:
             raise ValueError(
-                f"{type(self).__name__} was given an empty parameter list (as is an iterator that "
-                "something else has used up)"
+                f"{name} was given an empty parameter list (as is an iterator that something else "
+                "has used up)"
+            )
+        if any(isinstance(item, nn.Module) for item in params):
+            raise TypeError(
+                f"{name} was given a list with a model in it; allowed: one model, such as "
+                "torch.nn.ModuleList([a, b])"
+                + (", whose parameters() a preset takes" if defaults["rule"] else "")
             )
         groups = [group for group in params if isinstance(group, dict)]
         if not defaults["rule"] and not any(group.get("rule") for group in groups):
             what = "groups" if groups else "bare parameters"
             raise ValueError(
-                f"{type(self).__name__} was given {what}, which have no rule; allowed: a model, "
+                f"{name} was given {what}, which have no rule; allowed: a model, "
                 "erlangen.param_groups(model), groups with a rule (spectral, row_norm, adamw, ...),"
                 " or a preset such as erlangen.Muon; for transformers' Trainer, which makes groups "
                 "of its own, erlangen.integrations.TrainerFactory"
@@ -246,16 +189,16 @@ class Equivariant(Optimizer):
             raise TypeError(f"{where} must be a dict, got {type(param_group).__name__}")
         if "params" not in param_group:
             raise ValueError(f'{where} has no "params"')
-        _refuse_unknown(param_group, _OTHER_KEYS | _OF_GROUP | _OPTIONS.keys(), where)
-        if _names_of_0_1(param_group) and not any("lr_scale" in g for g in self.param_groups):
+        group = entries(param_group, where)
+        if _checkpoints.names_of_0_1(group) and not any("lr_scale" in g for g in self.param_groups):
             warnings.warn(
                 f"{where} has lr_scale, which is left to schedulers such as timm's, that multiply "
                 "lr by it; the factor on this group's update is called update_scale",
                 stacklevel=_callers_level(),
             )
-        check_link(param_group, where)
-        group = self._translated(param_group)
-        group["params"] = _as_list(param_group["params"], where)
+        check_link(group, where)
+        group = self._translated(group)
+        group["params"] = parameters(group["params"], where)
         before = len(self.param_groups)
         try:
             for part in self._with_rules(group, where):
@@ -280,10 +223,7 @@ class Equivariant(Optimizer):
 
     def _add(self, group: dict) -> None:
         index = len(self.param_groups)
-        where = f"param_groups[{index}]"
         tensors = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
-        if not tensors:
-            raise ValueError(f"{where} has no parameters; allowed: at least one")
         if all(isinstance(p, torch.Tensor) for p in tensors):  # else torch says so below
             _C.check_params_apart([g["params"] for g in self.param_groups] + [tensors])
         super().add_param_group(self._with_names(group))
@@ -307,10 +247,14 @@ class Equivariant(Optimizer):
         return _C.explain(self.param_groups)
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Loads groups and state; state keeps the dtype it was saved in.
+        """Loads groups and state; our state keeps the dtype it was saved in, entries of other
+        people are loaded as torch loads them.
 
-        Options are the dict's then, the rule too; those that it does not have (another
-        optimizer's, an older version's) keep their value.
+        Where both sides name all their parameters, by the same names, each gets the state of its
+        name, in whatever groups and order; a group gets the options on which the saved groups of
+        its parameters agree. Else groups and parameters are taken in order, as by torch. Options
+        are the dict's then, the rule too; those that it does not have (another optimizer's, an
+        older version's) keep their value.
 
         Raises:
             ValueError: groups, options or shapes that do not fit; nothing has changed then.
@@ -319,23 +263,9 @@ class Equivariant(Optimizer):
         incoming = {}
 
         def complete(_, loaded: dict) -> dict:
-            for key in ("param_groups", "state"):
-                if key not in loaded:
-                    raise ValueError(f"the state dict has no {key!r}, but {list(loaded)[:5]}")
-            if not isinstance(loaded["param_groups"], (list, tuple)):
-                raise ValueError("param_groups of the state dict is no list; allowed: a list")
-            for index, group in enumerate(loaded["param_groups"]):
-                params = group.get("params") if isinstance(group, dict) else None
-                if not isinstance(params, (list, tuple)):
-                    raise ValueError(
-                        f"param_groups[{index}] of the state dict is {group!r:.100}; allowed: a "
-                        "dict with a list of params"
-                    )
-            groups = [self._translated(_renamed(group)) for group in loaded["param_groups"]]
-            _refuse_foreign(groups, self.param_groups)
-            for group, live in zip(groups, self.param_groups, strict=False):  # torch counts them
-                for key in live.keys() & (_OPTIONS.keys() | _OF_GROUP):
-                    group.setdefault(key, live[key])
+            _checkpoints.check_form(loaded)
+            saved = [self._translated(_checkpoints.renamed(g)) for g in loaded["param_groups"]]
+            groups = _checkpoints.fitted(saved, self.param_groups, loaded["state"])
             incoming.update(loaded, param_groups=groups)
             return incoming
 
@@ -343,7 +273,8 @@ class Equivariant(Optimizer):
         hooks = [
             self.register_load_state_dict_pre_hook(complete),
             self.register_load_state_dict_post_hook(
-                lambda _: self._restore_dtypes(incoming), prepend=True
+                lambda _: _checkpoints.restore_dtypes(incoming, self.param_groups, self.state),
+                prepend=True,
             ),
         ]
         try:
@@ -364,29 +295,13 @@ class Equivariant(Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def _restore_dtypes(self, state_dict: dict) -> None:
-        """Undoes torch's cast of float state to the parameter's dtype."""
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for index, param in zip(saved, params, strict=True):
-            for name, value in state_dict["state"].get(index, {}).items():
-                # A number from older torch; on the CPU from an AdamW that is neither fused nor
-                # capturable.
-                if name == "step" and isinstance(value, (int, float, torch.Tensor)):
-                    step = torch.as_tensor(value, dtype=torch.float32, device=param.device)
-                    self.state[param][name] = step.clone().reshape(() if step.numel() == 1 else -1)
-                elif (
-                    isinstance(value, torch.Tensor) and value.dtype != self.state[param][name].dtype
-                ):
-                    self.state[param][name] = value.to(param.device)
-
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
-        self.param_groups = [_renamed(group) for group in self.param_groups]
-        self.defaults = _renamed(self.defaults)
+        self.param_groups = [_checkpoints.renamed(group) for group in self.param_groups]
+        self.defaults = _checkpoints.renamed(self.defaults)
         self._plan = _C.Plan()
         for options in (self.defaults, *self.param_groups):  # pickled before an option existed
-            for key, value in _OPTIONS.items():
+            for key, value in OPTIONS.items():
                 options.setdefault(key, value)
 
 
@@ -403,8 +318,10 @@ class _Preset(Equivariant):
 class Muon(Equivariant):
     """torch.optim.Muon: its signature, defaults and trajectory, within the precision of ns_dtype.
 
-    Beyond it: parameters of more than two dimensions (batches of matrices), layouts, and every
-    other option of :class:`Equivariant`.
+    Beyond it: parameters of three dimensions (batches of matrices) and of four and five
+    (convolution kernels, each flattened to one matrix [out, rest]; ``layout`` says so, and
+    ``layout=None`` makes them batches too), layouts, and every other option of
+    :class:`Equivariant`.
 
     Args:
         params: matrices, or groups of them; in a group given here or loaded ``eps`` and
@@ -412,7 +329,8 @@ class Muon(Equivariant):
             Equivariant's names: ``ns_eps``, and "original" for None.
         lr, weight_decay, momentum, nesterov, ns_coefficients, ns_steps: as in torch.optim.Muon.
         eps: least norm that a gradient is divided by; small gradients count less because of it.
-        adjust_lr_fn: None ("original") or a name that :class:`Equivariant` knows.
+        adjust_lr_fn: None ("original", √max(1, m/n)), "match_rms_adamw" (0.2·√max(m, n)),
+            "spectral_unclamped" (√(m/n)), or another name that :class:`Equivariant` knows.
         options: further options of :class:`Equivariant`.
     """
 
@@ -496,7 +414,7 @@ def _signature_of(cls: type) -> inspect.Signature:
     named = [p for n, p in own.items() if n != "self" and p.kind != parameter.VAR_KEYWORD]
     rest = [
         parameter(name, parameter.KEYWORD_ONLY, default=preset.get(name, default))
-        for name, default in _OPTIONS.items()
+        for name, default in OPTIONS.items()
         if name not in own
     ]
     return inspect.Signature(named + rest)

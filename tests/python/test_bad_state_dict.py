@@ -168,7 +168,15 @@ def test_state_dict_of_amsgrad():
     before = Picture(optimizer)
     raises(
         ValueError,
-        ["param_groups[0], parameter 0", "max_exp_avg_sq"],
+        ["param_groups[0]", "max_exp_avg_sq", "amsgrad=False"],
         lambda: optimizer.load_state_dict(other.state_dict()),
+    )
+    # Without what says so in the group, as torch.distributed.checkpoint may hand it on.
+    state_dict = other.state_dict()
+    state_dict["param_groups"] = [{"params": [0]}]
+    raises(
+        ValueError,
+        ["param_groups[0], parameter 0", "max_exp_avg_sq"],
+        lambda: optimizer.load_state_dict(state_dict),
     )
     Picture(optimizer).assert_same(before)

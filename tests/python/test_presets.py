@@ -1,5 +1,7 @@
 """The preset classes: erlangen.Muon beside torch.optim.Muon, PolarGrad and the others."""
 
+import copy
+
 import erlangen
 import pytest
 import torch
@@ -8,6 +10,21 @@ from oracles import DTYPES, RULES, Rule, Step, steps_of
 from rule_helpers import assert_near, one_thread, storage_error  # noqa: F401
 
 JORDAN = (3.4445, -4.775, 2.0315)
+
+
+def scales_of_torch():
+    """The names that this torch's Muon takes: spectral_unclamped is newer than the others."""
+    found = []
+    for name in ("original", "match_rms_adamw", "spectral_unclamped", "unit_rms_norm", "none"):
+        try:
+            torch.optim.Muon([torch.nn.Parameter(torch.zeros(2, 2))], adjust_lr_fn=name)
+        except ValueError:
+            continue
+        found.append(name)
+    return found
+
+
+SCALES = scales_of_torch()
 
 
 def run(optimizer, param, grads):
@@ -31,8 +48,7 @@ ARGUMENTS = [
     {"eps": 1.0},  # above the norm of the first averages
     {"ns_steps": 1},
     {"ns_steps": 9},
-    {"adjust_lr_fn": "original"},
-    {"adjust_lr_fn": "match_rms_adamw"},
+    *({"adjust_lr_fn": name} for name in SCALES),
     {
         "weight_decay": 0.2,
         "momentum": 0.8,
@@ -53,6 +69,8 @@ def rule_of(ns_coefficients=JORDAN, ns_steps=5, eps=1e-7, **_):
 def ratio_of(shape, adjust_lr_fn=None, **_):
     if adjust_lr_fn == "match_rms_adamw":
         return 0.2 * max(shape) ** 0.5
+    if adjust_lr_fn == "spectral_unclamped":
+        return (shape[0] / shape[1]) ** 0.5
     return max(1, shape[0] / shape[1]) ** 0.5
 
 
@@ -108,6 +126,23 @@ def test_muon_is_torchs(arguments, dtype, shape, device, in_float64):
     assert room < (1e-4 if compute == torch.float32 else 1e-12) * float(theirs.detach().norm())
 
 
+def test_scales_of_torch():
+    assert SCALES[:2] == ["original", "match_rms_adamw"]
+    assert set(SCALES[2:]) <= {"spectral_unclamped"}
+    newer = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 15)
+    assert not newer or "spectral_unclamped" in SCALES
+
+
+@pytest.mark.parametrize("shape", [(8, 2), (2, 8), (6, 6)], ids=str)
+def test_spectral_unclamped_without_torchs(shape, device):
+    """Orthogonal matrices times √(m/n), whichever torch it is."""
+    param = torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64, device=device))
+    options = {"adjust_lr_fn": "spectral_unclamped", "ns_method": "exact", "lr": 1.0}
+    (after,) = run(erlangen.Muon([param], **options), param, [torch.randn(shape)])
+    singular = torch.linalg.svdvals(after)
+    torch.testing.assert_close(singular, torch.full_like(singular, (shape[0] / shape[1]) ** 0.5))
+
+
 @pytest.mark.parametrize("shape", [(12, 5), (5, 12)], ids=str)
 def test_muon_in_bfloat16_beside_torchs_own(shape, device):
     """Both multiply in bfloat16: one step, within what bfloat16 products may differ."""
@@ -150,6 +185,47 @@ def test_muon_takes_batches(device):
         alone = torch.nn.Parameter(start[i].clone().to(device))
         run(erlangen.Muon([alone], lr=0.1), alone, [g[i]])
         assert torch.equal(stacked[i], alone)
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 3, 3), (4, 2, 1, 3, 2), (8, 6, 1, 1)], ids=str)
+def test_muon_takes_kernels(shape, device):
+    """Four and five dimensions: one matrix [out, rest], to the bit; the state has their shape."""
+    start, grads = torch.randn(shape), [torch.randn(shape) for _ in range(3)]
+    kernel = torch.nn.Parameter(start.clone().to(device))
+    matrix = torch.nn.Parameter(start.flatten(1).clone().to(device))
+    optimizer = erlangen.Muon([kernel, torch.nn.Parameter(torch.ones(6, 4, device=device))], lr=0.1)
+    rows = f"{shape[0]}×{start[0].numel()}"
+    assert rows in optimizer.explain() and "6×4" in optimizer.explain()
+    a = run(optimizer, kernel, grads)
+    b = run(erlangen.Muon([matrix], lr=0.1), matrix, [g.flatten(1) for g in grads])
+    assert all(torch.equal(x.flatten(1), y) for x, y in zip(a, b, strict=True))
+    assert optimizer.state[kernel]["momentum_buffer"].shape == shape
+    # In memory's other order, and as what a layout says otherwise.
+    if len(shape) == 4:
+        last = kernel.detach().clone(memory_format=torch.channels_last)
+        twin = torch.nn.Parameter(last)
+        twin.data.copy_(start)
+        (*_, c) = run(erlangen.Muon([twin], lr=0.1), twin, grads)
+        torch.testing.assert_close(c, a[-1], rtol=1e-3, atol=1e-3)
+    batch = torch.nn.Parameter(start.clone().to(device))
+    single = torch.nn.Parameter(start.clone().to(device))
+    one = run(erlangen.Muon([batch], lr=0.1, layout=None), batch, grads)
+    group = {"params": [single], "layout": None}
+    two = run(erlangen.Muon([group], lr=0.1), single, grads)
+    assert torch.equal(one[-1], two[-1]) and not torch.equal(one[-1], a[-1])
+
+
+def test_kernels_of_a_checkpoint_from_before(device):
+    """Version 0.1 took each filter for a matrix: such a run goes on as it was."""
+    kernel = torch.nn.Parameter(torch.randn(4, 3, 3, 3, device=device))
+    twin = torch.nn.Parameter(kernel.detach().clone())
+    optimizer, other = erlangen.Muon([kernel], layout=None), erlangen.Muon([twin])
+    grads = [torch.randn(4, 3, 3, 3) for _ in range(2)]
+    run(optimizer, kernel, grads)
+    twin.data.copy_(kernel)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    a, b = run(optimizer, kernel, grads), run(other, twin, grads)
+    assert torch.equal(a[-1], b[-1])
 
 
 PRESETS = {
