@@ -1,7 +1,5 @@
 """pip's way into CMake: configure, build, install into the package directory. No sources here."""
 
-import importlib.metadata
-import importlib.util
 import os
 import re
 import shutil
@@ -10,6 +8,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import target_torch  # build_backend/, which is on the path of every build: pyproject.toml
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -22,14 +21,12 @@ def version() -> str:
 
 
 def torch_requirement() -> str:
-    """The minor of the torch that is built against: torch promises no ABI across minors."""
-    try:
-        major, minor = importlib.metadata.version("torch").split(".")[:2]
-    except importlib.metadata.PackageNotFoundError:
-        sys.exit(
-            "Erlangen is built against torch: install torch first, or drop --no-build-isolation."
-        )
-    return f"torch=={major}.{minor}.*"
+    found = target_torch.find()
+    if found:
+        return found.requirement()
+    if "sdist" in sys.argv:  # what it will be built against is not known yet
+        return target_torch.SUPPORTED
+    sys.exit("Erlangen is built against torch: install torch first, or drop --no-build-isolation.")
 
 
 def tool(name: str) -> str:
@@ -48,18 +45,25 @@ class CMakeBuild(build_ext):
         in_source = self.inplace or getattr(self, "editable_mode", False)
         parent = ROOT / "python" if in_source else Path(self.build_lib).resolve()
         build = ROOT / "build" / ("editable" if in_source else "wheel")
-        torch = Path(importlib.util.find_spec("torch").origin).parent
-        # Fresh: under build isolation torch and ninja lie elsewhere each time. Objects are kept.
+        # Fresh: under build isolation ninja and perhaps torch lie elsewhere each time. Objects are
+        # kept.
         configure = [tool("cmake"), "--fresh", "-S", ROOT, "-B", build, "-G", "Ninja"]
         configure += [
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
             f"-DCMAKE_INSTALL_PREFIX={parent / 'erlangen'}",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DCMAKE_PREFIX_PATH={torch}",
+            f"-DCMAKE_PREFIX_PATH={target_torch.find().folder}",
             "-DERLANGEN_BUILD_PYTHON=ON",
         ]
         configure += os.environ.get("CMAKE_ARGS", "").split()
-        subprocess.run(configure, check=True)
+        decisions = []
+        with subprocess.Popen(configure, stdout=subprocess.PIPE, text=True) as running:
+            for line in running.stdout:
+                print(line, end="", flush=True)
+                decisions += re.findall("-- Erlangen: (.*)", line)
+        if running.returncode:
+            sys.exit(f"cmake ended with {running.returncode}")
+        target_torch.say("; ".join(decisions))
         subprocess.run([tool("cmake"), "--build", build, "--target", "install"], check=True)
 
     # What setuptools asks of an extension that it would have compiled itself.

@@ -13,9 +13,8 @@ def check(built: dict) -> None:
         built: `torch` ("2.11.0") and `cuda` ("13.0", or "" for a build without CUDA kernels).
     """
     advice = (
-        "Build Erlangen against the torch in hand (pip install --no-build-isolation "
-        "--force-reinstall --no-deps . in Erlangen's source), or install the torch it was built "
-        "for."
+        "Build Erlangen against the torch in hand (pip install --force-reinstall --no-deps . in "
+        "Erlangen's source), or install the torch it was built for."
     )
     if _numbers(built["torch"]) != _numbers(torch.__version__):
         raise ImportError(
