@@ -1,6 +1,7 @@
 """Shared by all tests: seeds, devices, the CMake build, and a count of what had no GPU."""
 
 import fcntl
+import filecmp
 import os
 import subprocess
 import sysconfig
@@ -9,6 +10,7 @@ from pathlib import Path
 # Read when torch loads: threads that wait give their core to pytest-xdist's other process.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import erlangen
 import pytest
 import torch
 
@@ -68,26 +70,26 @@ def torch_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cmake_build(request, torch_dir) -> Path:
-    """Erlangen for C++ users, with its C++ tests; kept in pytest's cache, so the next run is quick.
+def cmake_build(request) -> Path:
+    """The C++ tests, built against the Erlangen that is imported here.
 
-    The kernels for CUDA are in it only where they can run.
+    Kept in pytest's cache, so the next run is quick.
     """
+    package = Path(erlangen.__file__).parent
+    headers, installed = ROOT / "csrc/include/erlangen", package / "include/erlangen"
+    names = os.listdir(headers)
+    _, *others = filecmp.cmpfiles(headers, installed, names, shallow=False)
+    if any(others):
+        pytest.fail(f"{package} was not built from these sources: {sum(others, [])} differ")
     build = Path(request.config.cache.mkdir("erlangen-cmake"))
-    cuda = "AUTO" if torch.cuda.is_available() else "OFF"
     cmake = CMake()
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", "")
     with open(build / "built-by-run", "a+") as last:
         fcntl.flock(last, fcntl.LOCK_EX)  # of pytest-xdist's processes the first one builds
         last.seek(0)
         if not run or last.read() != run:
-            cmake.configure(
-                ROOT,
-                build,
-                f"-DCMAKE_PREFIX_PATH={torch_dir}",
-                f"-DERLANGEN_CUDA={cuda}",
-                "-DERLANGEN_BUILD_TESTS=ON",
-            )
+            prefix = f"-DCMAKE_PREFIX_PATH={erlangen.cmake_prefix_path}"
+            cmake.configure(ROOT / "tests/cpp", build, prefix)
             cmake.build(build)
             last.truncate(0)
             last.write(run)
