@@ -204,6 +204,17 @@ class Model:
         return self.difference(*changes) > self.changed
 
 
+class Relabel:
+    """Whole numbers that name what is in another order now."""
+
+    def __init__(self, names: list[str], order: Tensor):
+        self.names, self.places = names, order.argsort()
+
+    def apply(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+        for name in self.names:
+            after[name] = self.places[before[name].long()].to(before[name].dtype)
+
+
 class Noise:
     """Tensors with something else in them: does the output depend on them?"""
 

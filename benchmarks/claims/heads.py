@@ -9,6 +9,8 @@ from .changes import Change, Claim, Model, Outcome, is_below, kind_of, parent, s
 from .slots import exchange, split
 from .turns import Turns
 
+PARTS = ("parts", "row_parts", "bias_parts")
+
 
 class Heads(Turns):
     """With what decides."""
@@ -109,6 +111,7 @@ def check_heads(model: Model, claims: dict[str, Claim]) -> list[Outcome]:
     found, alone = sets(outer, [c.name for c in several if c.side == -2])
     kinds = {}
     for block in found:
+        add_single(claims, *block)
         shapes = [claims[n].shape for n in (*block[1], *block[2])]
         kinds.setdefault((kind_of(block[0]), str(shapes)), []).append(block)
     outcomes, numbers = [], {}
@@ -128,6 +131,19 @@ def check_heads(model: Model, claims: dict[str, Claim]) -> list[Outcome]:
             else:
                 outcomes.append(Heads(model, claims, blocks[:1]).check_numbered() or outcome)
     return outcomes + with_wider_outputs(model, claims, [claims[name] for name in alone])
+
+
+def add_single(claims: dict[str, Claim], folder: str, inner: list, outer: list) -> None:
+    """Beside queries alone: keys and values of one head, which need no layout."""
+    heads, size = claims[outer[0]].heads, claims[outer[0]].parts[0].shape[-1]
+    if [claims[name].heads for name in inner] != [heads]:
+        return
+    for c in list(claims.values()):
+        if c.role == "attention" and c.heads == 1 and is_below(c.name, folder):
+            if c.parts[0].ndim == 2 and c.parts[0].shape[-2] == size:
+                several = {k: [x[None] for x in getattr(c, k)] for k in PARTS}
+                claims[c.name] = replace(c, **several)
+                inner.append(c.name)
 
 
 def with_wider_outputs(model: Model, claims: dict[str, Claim], alone: list[Claim]) -> list[Outcome]:

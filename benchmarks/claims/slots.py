@@ -106,12 +106,13 @@ class Slots:
             # Of more than a matrix the first dimension only: a kernel has its own.
             dims = [d for d, size in enumerate(t.shape) if size > 1][: 2 if t.ndim == 2 else 1]
             moves = [(d, by_size[t.shape[d]]) for d in dims if t.shape[d] in by_size]
-            is_square = t.ndim == 2 and t.shape[0] == t.shape[1] == self.heads
+            # From heads, or from their entries, to heads.
+            is_both = t.ndim == 2 and t.shape[0] <= self.heads and len(moves) == 2
             if not moves and t.ndim > 1 and blocks is not None and t.shape[0] % self.heads == 0:
                 moves = [(0, self.of_each_head(t.shape[0], blocks))]
             if moves:
                 kind = found.setdefault(kind_of(name), [])
-                kind.append((name, moves if is_square else moves[:1]))
+                kind.append((name, moves if is_both else moves[:1]))
         return found
 
     def of_each_head(self, rows: int, order: Tensor) -> Tensor:

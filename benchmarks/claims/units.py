@@ -1,8 +1,10 @@
 """Neurons of MLPs and of experts, and experts: in another order, and cut across."""
 
+import itertools
+
 import torch
 
-from .changes import Change, Claim, Model, Outcome, chosen_extras, is_below, kind_of, sets
+from .changes import Change, Claim, Model, Outcome, Relabel, chosen_extras, is_below, kind_of, sets
 from .slots import add_extras
 
 
@@ -49,9 +51,11 @@ class Units:
         for some in sorted(n for n in sizes if 1 < n < self.units):
             rest = orders[0][orders[0] < self.units - some]
             last = orders[0][orders[0] >= self.units - some]
-            yield torch.cat([rest, last])[None], flat(self.extras({some: last - len(rest)}))
+            for extras in chosen_extras(self.extras({some: last - len(rest)})):
+                yield torch.cat([rest, last])[None], extras
             first, rest = orders[0][orders[0] < some], orders[0][orders[0] >= some]
-            yield torch.cat([first, rest])[None], flat(self.extras({some: first}))
+            for extras in chosen_extras(self.extras({some: first})):
+                yield torch.cat([first, rest])[None], extras
 
     def extras(self, by_size: dict[int, torch.Tensor]) -> dict[str, list]:
         found = {}
@@ -129,10 +133,6 @@ class Units:
         return Outcome("neurons", names, "right", how)
 
 
-def flat(extras: dict[str, list]) -> list:
-    return [extra for found in extras.values() for extra in found]
-
-
 def taken(part, orders, dim):
     """The positions of a part [(E,) ..., rows, columns] in the order of each expert."""
     index = orders if part.ndim > 2 and len(orders) == len(part) > 1 else orders[0]
@@ -174,6 +174,12 @@ def check_experts(model: Model, claims: dict[str, Claim]) -> list[Outcome]:
     lone = [n for n in alone if claims[n].role == "router"]
     reason = "no experts beside it"
     return outcomes + [Outcome("experts", [name], "untested", reason) for name in lone]
+
+
+def names_experts(t: torch.Tensor, number: int) -> bool:
+    """Tables of which expert takes which token."""
+    is_whole = not t.is_floating_point() and t.dtype != torch.bool and t.numel() > number
+    return is_whole and 0 <= t.min() and t.max() < number
 
 
 def of_one_router(model, claims, folder, stacks, routers) -> Outcome:
@@ -225,10 +231,13 @@ def of_one_router(model, claims, folder, stacks, routers) -> Outcome:
         if name not in own and is_below(name, folder) and t.ndim and number in t.shape:
             dim = list(t.shape).index(number)
             beside.setdefault(kind_of(name), []).append((name, [(dim, order)]))
-    for extras in chosen_extras(beside):
+    whole = [
+        n for n, t in model.tensors.items() if is_below(n, folder) and names_experts(t, number)
+    ]
+    for extras, labels in itertools.product(chosen_extras(beside), (whole, []) if whole else ([],)):
         more = Change()
         add_extras(more, model, extras)
-        if model.is_same(stacks_moved, rows, more):
+        if model.is_same(stacks_moved, rows, more, Relabel(labels, order)):
             break
     else:
         return Outcome("experts", names, "wrong", f"{number} experts cannot be moved")

@@ -163,13 +163,29 @@ def test_changes_leave_no_trace():
     assert all(torch.equal(before[name], t) for name, t in model.tensors.items())
 
 
-@pytest.mark.parametrize("name", ["gpt2", "qwen3", "bert", "mixtral"])
-def test_models_by_their_libraries(name):
+# Drawn once by seed from what the program draws from, and what differs most from them.
+LIBRARIES = {
+    "transformers": [
+        *("gpt2", "qwen3", "bert", "mixtral", "bloom", "gpt_oss", "qwen3_next", "umt5", "vilt"),
+        *("modernbert", "deepseek_v3", "distilbert"),
+    ],
+    "timm": ["test_vit", "test_convnext", "test_mambaout"],
+    "torchvision": ["vit", "swin"],
+    "diffusers": ["DiTTransformer2DModel", "FluxTransformer2DModel", "SD3Transformer2DModel"],
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of what is assumed
+@pytest.mark.parametrize(
+    "library, name", [(library, name) for library, names in LIBRARIES.items() for name in names]
+)
+def test_models_by_their_libraries(library, name):
     """What the program does with each model that it draws."""
-    result = routing_claims.examine("transformers", name)
+    pytest.importorskip(library)
+    result = routing_claims.examine(library, name)
     assert result["status"] == "run", result
-    assert {block["status"] for block in result["blocks"]} == {"right"}
-    assert len(result["blocks"]) >= 2
+    assert [b for b in result["blocks"] if b["status"] in ("wrong", "unsure")] == []
+    assert sum(b["status"] == "right" for b in result["blocks"]) >= 2
 
 
 def test_summary():
