@@ -186,6 +186,8 @@ def of_one_router(model, claims, folder, stacks, routers) -> Outcome:
     names = [*routers, *stacks]
     if len(routers) > 1:
         return Outcome("experts", names, "untested", "several routers beside each other")
+    if not stacks:
+        return Outcome("experts", names, "untested", "no experts beside it")
     router = claims[routers[0]]
     number = router.parts[0].shape[-2]
     order = torch.arange(number - 1, -1, -1)  # keeps groups of experts together
