@@ -36,11 +36,18 @@ from routing_survey import Worker, as_json, rounded, versions
 STATUS = ("right", "wrong", "unsure", "untested")
 
 
+def first_class(model_type: str) -> str:
+    return survey_models.transformers_classes()[model_type][0]
+
+
 def make(library: str, name: str):
     """A model in float64 (or, where that does not run, float32) and what runs it."""
     torch.manual_seed(0)
     if library == "transformers":
-        model = tiny_models.transformers_model(name, survey_models.transformers_classes()[name][0])
+        with torch.device("meta"):
+            tiny_models.refuse_large(tiny_models.transformers_model(name, first_class(name)))
+    if library == "transformers":
+        model = tiny_models.transformers_model(name, first_class(name))
         inputs = tiny_models.transformers_inputs(model)
     else:
         model, inputs = getattr(tiny_models, f"{library}_model")(name)

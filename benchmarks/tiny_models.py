@@ -160,6 +160,11 @@ TIMM_SIZES = [  # what its entry points take, from the smallest
 MOST_PARAMETERS = 30e6
 
 
+def refuse_large(model: nn.Module) -> None:
+    if sum(p.numel() for p in model.parameters()) > MOST_PARAMETERS:
+        raise ValueError("too large")
+
+
 def timm_model(name: str) -> tuple[nn.Module, list[Tensor]]:
     import timm
 
@@ -169,8 +174,7 @@ def timm_model(name: str) -> tuple[nn.Module, list[Tensor]]:
                 model = timm.create_model(name, num_classes=10, **options)
         except (TypeError, AssertionError, ValueError, RuntimeError, IndexError):
             continue
-        if sum(p.numel() for p in model.parameters()) > MOST_PARAMETERS:
-            raise ValueError("too large")
+        refuse_large(model)
         model = timm.create_model(name, num_classes=10, **options)
         size = options.get("img_size", 0)
         if not size and model.default_cfg.get("fixed_input_size"):

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor, nn
 
 MOST_TRIALS = 64  # of ways to move what stands beside the matrices
+MOST_RUNS = 400  # of a model, for one block
+
+
+class TooManyWays(Exception):
+    """What belongs to a block could be more than is tried."""
 
 
 class Outcome(NamedTuple):
@@ -152,7 +157,7 @@ class Model:
     """A model that runs on some input, whose tensors can be changed for one run."""
 
     def __init__(self, model: nn.Module, run: Callable[[nn.Module], list[Tensor]]):
-        self.model, self.run = model, run
+        self.model, self.run, self.runs = model, run, 0
         self.tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         is_double = any(t.dtype == torch.float64 for t in self.tensors.values())
         self.same = 3e-5 if is_double else 1e-3  # softmaxes are float32 in many models
@@ -171,6 +176,9 @@ class Model:
 
     def difference(self, *changes) -> float:
         """The largest, beside the outputs' own size."""
+        self.runs += 1
+        if self.runs > MOST_RUNS:
+            raise TooManyWays
         kept = {name: t.detach().clone() for name, t in self.tensors.items()}
         now = dict(kept)
         for change in changes:

@@ -5,10 +5,21 @@ from dataclasses import replace
 
 import torch
 
-from .changes import Change, Claim, Model, Outcome, is_below, kind_of, parent, sets
+from .changes import (
+    Change,
+    Claim,
+    Model,
+    Outcome,
+    TooManyWays,
+    is_below,
+    kind_of,
+    parent,
+    sets,
+)
 from .slots import exchange, split
 from .turns import Turns
 
+TOO_MANY = "there are more ways to move it than are tried"
 PARTS = ("parts", "row_parts", "bias_parts")
 
 
@@ -58,6 +69,13 @@ class Heads(Turns):
         return change
 
     def check(self) -> Outcome:
+        self.model.runs = 0
+        try:
+            return self.decide()
+        except TooManyWays:
+            return Outcome("heads", self.names, "untested", TOO_MANY)
+
+    def decide(self) -> Outcome:
         reason = self.cannot()
         if reason:
             return Outcome("heads", self.names, "untested", reason)
@@ -95,6 +113,13 @@ class Heads(Turns):
 
     def check_numbered(self) -> Outcome | None:
         """Where each head has a place of its own (slopes by number): turned and scaled only."""
+        self.model.runs = 0
+        try:
+            return self.decide_numbered()
+        except TooManyWays:
+            return Outcome("heads", self.names, "untested", TOO_MANY)
+
+    def decide_numbered(self) -> Outcome | None:
         for kv in self.key_values():
             for is_tiled in (False, True) if 1 < kv < self.heads else (False,):
                 for labels in self.all_labels(kv):

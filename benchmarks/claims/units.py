@@ -108,6 +108,14 @@ class Units:
         return change
 
     def check(self) -> Outcome:
+        self.model.runs = 0
+        try:
+            return self.decide()
+        except TooManyWays:
+            reason = "there are more ways to move it than are tried"
+            return Outcome("neurons", self.names, "untested", reason)
+
+    def decide(self) -> Outcome:
         names = self.names
         if not self.model.depends_on(names):
             return Outcome("neurons", names, "untested", "the outputs hardly depend on one of them")
@@ -221,6 +229,7 @@ def of_one_router(model, claims, folder, stacks, routers) -> Outcome:
             index = torch.arange(model.tensors[pattern.format(i)].numel())
             source = pattern.format(int(order[i]))
             stacks_moved.move(pattern.format(i), index, index, of=source)
+    model.runs = 0
     if not model.depends_on(stacks):
         return Outcome("experts", names, "untested", "the outputs hardly depend on one of them")
     rows = Change()
