@@ -4,7 +4,18 @@ import itertools
 
 import torch
 
-from .changes import Change, Claim, Model, Outcome, Relabel, chosen_extras, is_below, kind_of, sets
+from .changes import (
+    Change,
+    Claim,
+    Model,
+    Outcome,
+    Relabel,
+    TooManyWays,
+    chosen_extras,
+    is_below,
+    kind_of,
+    sets,
+)
 from .slots import add_extras
 
 
