@@ -6,10 +6,8 @@ from typing import Any
 import torch
 
 from . import _C
-from ._options import KNOWN, OPTIONS
+from ._options import KNOWN, OF_EACH, OPTIONS
 
-# Entries of a group that say something of each of its parameters.
-_OF_EACH = ("param_names", "evidence", "why")
 _STATE = set(_C.state_names())  # the entries of a parameter's state that are ours
 # What LR schedulers add to groups, of any optimizer.
 _OF_SCHEDULERS = {
@@ -65,7 +63,7 @@ def fitted(groups: list[dict], live: list[dict], state: dict) -> list[dict]:
     if any(isinstance(param, str) for group in groups for param in group["params"]):
         # torch.distributed.checkpoint has put each parameter into its place by its own names; the
         # groups' are those of one saved group, whichever parameters it had.
-        groups = [_without(group, "param_names") for group in groups]
+        groups = [_without(group, *OF_EACH) for group in groups]
     places = _places(groups, live)
     if places is None:
         sources = [[index] for index in range(len(groups))]
@@ -75,8 +73,8 @@ def fitted(groups: list[dict], live: list[dict], state: dict) -> list[dict]:
         result = []
         for of_group, indices, mine in zip(places, sources, live, strict=True):
             params = [groups[index]["params"][position] for index, position in of_group]
-            of_all = _agreed([_without(groups[i], "params", *_OF_EACH) for i in indices])
-            of_each = {key: list(mine[key]) for key in _OF_EACH if key in mine}
+            of_all = _agreed([_without(groups[i], "params", *OF_EACH) for i in indices])
+            of_each = {key: list(mine[key]) for key in OF_EACH if key in mine}
             result.append({**of_all, **of_each, "params": params})
     for indices, mine in zip(sources, live, strict=False):
         for index in indices:
@@ -183,3 +181,13 @@ def restore_dtypes(state_dict: dict, groups: list[dict], state: dict) -> None:
             elif name in _STATE and isinstance(value, torch.Tensor):
                 if value.dtype != state[param][name].dtype:
                     state[param][name] = value.to(param.device)
+
+
+def stepped(state: dict) -> dict:
+    """The states that have something of ours. Wrappers read, and so make, the state of a parameter
+    that no step has come to."""
+    return {
+        param: entry
+        for param, entry in state.items()
+        if not isinstance(entry, dict) or not _STATE.isdisjoint(entry)
+    }

@@ -6,8 +6,13 @@ from typing import Any
 import torch
 
 from . import _C
-from .thawing import LINK
 
+# Groups with the same number here were added as one, and have one lr: that of the last of them
+# (thawing.py). A plain entry, so that it is saved, copied and loaded as the others are.
+LINK = "lr_with"
+# Lists that say something of each of a group's parameters. A copy of a group with part of these, as
+# ZeroRedundancyOptimizer makes, has the whole group's: longer, kept, and not used.
+OF_EACH = ("param_names", "evidence", "why")
 # Entries of a group that have no default: each group has its own.
 OF_GROUP = {"role", "param_names", LINK}
 OPTIONS = {k: v for k, v in _C.default_options().items() if k not in OF_GROUP}

@@ -282,10 +282,11 @@ class Equivariant(Optimizer):
             for key in self.state:
                 if not isinstance(key, torch.Tensor):
                     raise ValueError(f"the state dict has a state {key!r} of no parameter")
+            stepped = _checkpoints.stepped(self.state)
             for index, group in enumerate(self.param_groups):
                 check_link(group, f"param_groups[{index}]")
                 _C.check_group(group, index)
-                _C.check_states(group, index, self.state)
+                _C.check_states(group, index, stepped)
         except BaseException as error:
             self.param_groups, self.state = before
             if isinstance(error, (KeyError, AttributeError)):

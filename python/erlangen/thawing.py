@@ -9,13 +9,10 @@ import torch
 from torch import nn
 
 from . import _C
+from ._options import LINK, OF_EACH
 from .routing import param_groups
 
-__all__ = ["LINK", "Origin", "check_link", "follow", "link", "without_model"]
-
-# Groups with the same number here were added as one, and have one lr: that of the last of them. A
-# plain entry, so that it is saved, copied and loaded as the others are.
-LINK = "lr_with"
+__all__ = ["Origin", "check_link", "follow", "link", "without_model"]
 
 
 class Origin:
@@ -130,12 +127,10 @@ def _params_and_names(group: dict) -> tuple[list[torch.Tensor], list[str]]:
 
 
 def _part_of(group: dict, chosen: list[int]) -> dict:
-    """A group with some of its parameters, and of each list beside them what is theirs."""
-    count = len(group["params"])
-    beside = {"params", "param_names", "evidence", "why"}
+    """A routed group with some of its parameters, and of each list beside them what is theirs."""
+    lists = ("params", *OF_EACH)
     return {
-        key: [value[i] for i in chosen] if key in beside and len(value) == count else value
-        for key, value in group.items()
+        key: [value[i] for i in chosen] if key in lists else value for key, value in group.items()
     }
 
 

@@ -56,7 +56,7 @@ BAD_STATE_DICTS = {
         ["param_groups[2] (role other), parameter 0", "step", "[2]"],
     ),
     "no momentum": (
-        change(lambda s: s["state"][0].pop("momentum_buffer")),
+        change(lambda s: s["state"].update({0: {"exp_avg": torch.ones(8, 6)}})),
         ["param_groups[0], parameter 0", "momentum_buffer", "spectral"],
     ),
     "no second moment": (

@@ -3,6 +3,7 @@
 import copy
 
 import erlangen
+import pytest
 import torch
 from rule_helpers import one_thread  # noqa: F401
 from schedulefree import ScheduleFreeWrapper
@@ -93,3 +94,21 @@ def test_schedule_free_learns():
     train(model, optimizer, 20)
     optimizer.eval()
     assert loss_of(model).item() < 0.8 * before
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_schedule_free_resumes(steps):
+    model, other = model_from(), model_from(seed=1)
+    optimizer = schedule_free(model)
+    optimizer.train()
+    train(model, optimizer, steps)
+    saved = copy.deepcopy([part.state_dict() for part in (model, optimizer)])
+    train(model, optimizer, 3)
+
+    resumed = schedule_free(other)
+    resumed.train()
+    for part, state in zip((other, resumed), saved, strict=True):
+        part.load_state_dict(state)
+    train(other, resumed, 3)
+    Picture(resumed.base).assert_same_tensors(Picture(optimizer.base))
+    assert "z" in optimizer.state[next(model.parameters())]

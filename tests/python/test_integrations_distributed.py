@@ -1,4 +1,6 @@
-"""Several processes on Gloo: DDP, and what FSDP1 and DeepSpeed's ZeRO make of parameters."""
+"""Several processes on Gloo: DDP, torch's optimizers that wrap ours, FSDP1 and DeepSpeed's ZeRO."""
+
+import copy
 
 import erlangen
 import pytest
@@ -8,7 +10,13 @@ import torch.multiprocessing
 from rule_helpers import one_thread  # noqa: F401  (as the processes: torch adds up otherwise with more)
 from state_helpers import Picture, model_of, raises, same_bits, values
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import (
+    PostLocalSGDState,
+    post_localSGD_hook,
+)
+from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.optim import PostLocalSGDOptimizer, ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
@@ -71,12 +79,14 @@ def ddp(rank, folder, groups_from, resumed):
     return {"losses": losses, **tensors(optimizer)}
 
 
-def one_process():
-    """The same steps with the average of both halves' gradients."""
+def trained(rate=lambda step: OPTIONS["lr"]):
+    """The same steps in one process, with the average of both halves' gradients."""
     model = model_from()
     optimizer = erlangen.Equivariant(model, **OPTIONS)
     losses = [[], []]
-    for halves in zip(batches(0), batches(1), strict=True):
+    for step, halves in enumerate(zip(batches(0), batches(1), strict=True)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
         optimizer.zero_grad()
         for rank, batch in enumerate(halves):
             loss = loss_of(model, batch)
@@ -84,15 +94,204 @@ def one_process():
             losses[rank].append(loss.item())
         clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    return losses, tensors(optimizer)
+    return losses, optimizer, model
 
 
 @pytest.mark.parametrize("case", ["ddp", "ddp, resumed"])
 def test_ddp(case, ranks):
-    losses, expected = one_process()
+    losses, optimizer, _ = trained()
     for rank in range(WORLD):
         assert ranks[rank][case]["losses"] == losses[rank]
-        assert_same_run(ranks[rank][case], expected)
+        assert_same_run(ranks[rank][case], tensors(optimizer))
+
+
+# ---- ZeroRedundancyOptimizer: each process has some of each group's parameters, and their state
+
+
+def rate_of(step):
+    return OPTIONS["lr"] / (step + 1)
+
+
+def zero_of(model, **more):
+    groups = erlangen.param_groups(model)
+    return ZeroRedundancyOptimizer(groups, erlangen.Equivariant, **OPTIONS, **more)
+
+
+def consolidated(optimizer, rank):
+    optimizer.consolidate_state_dict()
+    return optimizer.state_dict() if rank == 0 else None
+
+
+def zero(rank, folder, as_bucket_view, through_plain):
+    model = model_from()
+    wrapped = DistributedDataParallel(model)
+    optimizer = zero_of(model, parameters_as_bucket_view=as_bucket_view)
+    losses = []
+    for step, batch in enumerate(batches(rank)):
+        if step == RESUME_AT:
+            state = consolidated(optimizer, rank)
+            if rank == 0:
+                if through_plain:  # what one process saves is taken up, and the other way round
+                    plain = erlangen.Equivariant(model_from(), **OPTIONS)
+                    plain.load_state_dict(state)
+                    state = plain.state_dict()
+                torch.save((model.state_dict(), state), folder / "zero")
+            dist.barrier()
+            saved = torch.load(folder / "zero")
+            model = model_from(seed=1)
+            model.load_state_dict(saved[0])
+            wrapped = DistributedDataParallel(model)
+            optimizer = zero_of(model, parameters_as_bucket_view=as_bucket_view)
+            optimizer.load_state_dict(saved[1])
+            dist.barrier()
+        for group in optimizer.param_groups:
+            group["lr"] = rate_of(step)
+        optimizer.zero_grad()
+        loss = loss_of(wrapped, batch)
+        loss.backward()
+        clip_grad_norm_(wrapped.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return {
+        "losses": losses,
+        "params": dict(model.named_parameters()),
+        "state": consolidated(optimizer, rank),
+        "held": [len(g["params"]) for g in optimizer.optim.param_groups],
+        "explained": optimizer.optim.explain(),
+    }
+
+
+@pytest.mark.parametrize("case", ["zero", "zero, bucket views"])
+def test_zero_redundancy_optimizer(case, ranks):
+    losses, optimizer, model = trained(rate_of)
+    for rank in range(WORLD):
+        result = ranks[rank][case]
+        assert result["losses"] == losses[rank]
+        for name, p in model.named_parameters():
+            assert same_bits(p, result["params"][name]), name
+    held = [ranks[rank][case]["held"] for rank in range(WORLD)]
+    groups = optimizer.param_groups
+    assert [sum(n) for n in zip(*held, strict=True)] == [len(g["params"]) for g in groups]
+    assert 0 in held[0] + held[1] and any(a and b for a, b in zip(*held, strict=True))
+
+    found, expected = ranks[0][case]["state"], optimizer.state_dict()
+    assert found["param_groups"] == expected["param_groups"]
+    assert found["state"].keys() == expected["state"].keys()
+    for index, entry in expected["state"].items():
+        assert entry.keys() == found["state"][index].keys()
+        assert all(same_bits(entry[key], found["state"][index][key]) for key in entry)
+
+
+def test_no_process_calls_a_parameter_by_anothers_name(ranks):
+    shapes = {n: "×".join(map(str, p.shape)) for n, p in model_from().named_parameters()}
+    for rank in range(WORLD):
+        rows = [row.split() for row in ranks[rank]["zero"]["explained"].splitlines()[1:]]
+        assert len(rows) == sum(ranks[rank]["zero"]["held"])
+        for name, shape, *_ in rows:
+            assert name == "group" or shapes[name] == shape
+
+
+def zero_thaws(rank, folder):
+    """Groups added later, by each process, with the parameters of a layer that was frozen."""
+    model, optimizer = thawing(zero_of, lambda p: average(p.grad), batches(rank))
+    return {"params": values(model.parameters()), "state": consolidated(optimizer, rank)}
+
+
+def average(tensor):
+    dist.all_reduce(tensor)
+    tensor /= WORLD
+
+
+def thawing(optimizer_from, averaged, data):
+    """The run in which a layer thaws; data: for each step a batch, or each process's."""
+    model = model_from()
+    model[3].requires_grad_(False)
+    optimizer = optimizer_from(model)
+    for step, batch in enumerate(data):
+        if step == RESUME_AT:
+            new = model[3].requires_grad_(True).weight
+            (group,) = [
+                g for g in erlangen.param_groups(model) if any(p is new for p in g["params"])
+            ]
+            optimizer.add_param_group({**group, "params": [new], "param_names": ["3.weight"]})
+        optimizer.zero_grad()
+        for one in batch if isinstance(batch, tuple) else [batch]:
+            loss_of(model, one).backward()
+        for p in model.parameters():
+            if p.grad is not None:
+                averaged(p)
+        optimizer.step()
+    return model, optimizer
+
+
+def test_zero_takes_groups_later(ranks):
+    def halved(p):
+        p.grad /= WORLD
+
+    data = list(zip(batches(0), batches(1), strict=True))
+    model, optimizer = thawing(lambda m: erlangen.Equivariant(m, **OPTIONS), halved, data)
+    for rank in range(WORLD):
+        found = ranks[rank]["zero, thawing"]["params"]
+        assert all(map(same_bits, model.parameters(), found))
+    state = ranks[0]["zero, thawing"]["state"]
+    assert state["param_groups"] == optimizer.state_dict()["param_groups"]
+
+
+# ---- PostLocalSGDOptimizer: each process steps alone after a while, and parameters are averaged
+
+WARMUP, PERIOD = 1, 2
+
+
+def post_local_sgd(rank, folder):
+    model = model_from()
+    wrapped = DistributedDataParallel(model)
+    own, _ = dist.new_subgroups(group_size=1)
+    hook_state = PostLocalSGDState(None, own, start_localSGD_iter=WARMUP)
+    wrapped.register_comm_hook(hook_state, post_localSGD_hook)
+    optimizer = post_local_sgd_of(model)
+    for step, batch in enumerate(batches(rank)):
+        if step == RESUME_AT:
+            state = copy.deepcopy(optimizer.state_dict())
+            optimizer = post_local_sgd_of(model)
+            optimizer.load_state_dict(state)
+        optimizer.zero_grad()
+        loss_of(wrapped, batch).backward()
+        optimizer.step()
+    return tensors(optimizer.optim)
+
+
+def post_local_sgd_of(model):
+    averager = PeriodicModelAverager(period=PERIOD, warmup_steps=WARMUP)
+    return PostLocalSGDOptimizer(erlangen.Equivariant(model, **OPTIONS), averager)
+
+
+def test_post_local_sgd(ranks):
+    models = [model_from() for _ in range(WORLD)]
+    optimizers = [erlangen.Equivariant(model, **OPTIONS) for model in models]
+    averaged = []
+    for step, halves in enumerate(zip(batches(0), batches(1), strict=True)):
+        for model, batch in zip(models, halves, strict=True):
+            model.zero_grad()
+            loss_of(model, batch).backward()
+        pairs = list(zip(*(model.parameters() for model in models), strict=True))
+        if step < WARMUP:
+            for pair in pairs:
+                mean = sum(p.grad / WORLD for p in pair)
+                for p in pair:
+                    p.grad = mean.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        if step >= WARMUP and (step - WARMUP) % PERIOD == 0:
+            averaged.append(step)
+            for pair in pairs:
+                mean = sum(p.detach() / WORLD for p in pair)
+                for p in pair:
+                    p.data.copy_(mean)
+    assert averaged == [1, 3]
+    for rank in range(WORLD):
+        assert_same_run(ranks[rank]["post-local SGD"], tensors(optimizers[rank]))
+    states = [ranks[rank]["post-local SGD"]["states"] for rank in range(WORLD)]
+    assert not same_bits(states[0][0]["momentum_buffer"], states[1][0]["momentum_buffer"])
 
 
 # ---- Flattened parameters
@@ -143,6 +342,10 @@ def test_fsdp1(case, count, ranks):
 TARGETS = {
     "ddp": lambda *a: ddp(*a, groups_from="model", resumed=False),
     "ddp, resumed": lambda *a: ddp(*a, groups_from="wrapped", resumed=True),
+    "zero": lambda *a: zero(*a, as_bucket_view=False, through_plain=False),
+    "zero, bucket views": lambda *a: zero(*a, as_bucket_view=True, through_plain=True),
+    "zero, thawing": zero_thaws,
+    "post-local SGD": post_local_sgd,
     "fsdp1": lambda *a: fsdp1(*a, use_orig_params=True),
     "fsdp1, flat": lambda *a: fsdp1(*a, use_orig_params=False),
 }

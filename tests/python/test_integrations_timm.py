@@ -175,3 +175,19 @@ def test_lookahead():
                 p.data.copy_(s)
     for p, q in zip(params_of(optimizer), params_of(plain), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+def test_lookahead_resumes():
+    model = vision_transformer()
+    optimizer = Lookahead(erlangen.Equivariant(routed(model), lr=RATE), ALPHA, K)
+    run(optimizer, 3, gradients())
+    states = copy.deepcopy([model.state_dict(), optimizer.state_dict()])
+    run(optimizer, 3, gradients(2))
+
+    other = vision_transformer()
+    resumed = Lookahead(erlangen.Equivariant(routed(other), lr=RATE), ALPHA, K)
+    for thing, state in zip((other, resumed), states, strict=True):
+        thing.load_state_dict(state)
+    run(resumed, 3, gradients(2))
+    assert all(map(same_bits, model.parameters(), other.parameters()))
+    Picture(resumed._base_optimizer).assert_same_tensors(Picture(optimizer._base_optimizer))
