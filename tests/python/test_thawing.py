@@ -139,6 +139,17 @@ def test_own_options_beat_the_models():
         assert (group["lr"], group["weight_decay"], group["momentum"]) == (0.5, 0.25, 0.7)
 
 
+def test_entries_of_other_people_stay():
+    """A "name" is the last group's; the others' differ from it, as Lightning's monitor wants."""
+    model = frozen_tower()
+    optimizer = erlangen.Equivariant(model, **OPTIONS)
+    thaw(model, optimizer, name="backbone", lr_mult=0.1, tags=["a"])
+    new = [g for g in optimizer.param_groups if "lr_mult" in g]
+    assert len(new) > 1 and {g["lr_mult"] for g in new} == {0.1}
+    assert new[-1]["name"] == "backbone" and len({g["name"] for g in new}) == len(new)
+    assert len({id(g["tags"]) for g in new}) == len(new)
+
+
 @pytest.mark.parametrize("form", ["tuples", "param_names"])
 def test_given_names_stay(form):
     model = frozen_tower()
