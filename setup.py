@@ -45,9 +45,12 @@ class CMakeBuild(build_ext):
         in_source = self.inplace or getattr(self, "editable_mode", False)
         parent = ROOT / "python" if in_source else Path(self.build_lib).resolve()
         build = ROOT / "build" / ("editable" if in_source else "wheel")
-        # Fresh: under build isolation ninja and perhaps torch lie elsewhere each time. Objects are
-        # kept.
-        configure = [tool("cmake"), "--fresh", "-S", ROOT, "-B", build, "-G", "Ninja"]
+        # Under build isolation ninja and perhaps torch lie elsewhere each time: CMake begins anew,
+        # as with --fresh, which would remove the objects too.
+        (build / "CMakeCache.txt").unlink(missing_ok=True)
+        for compilers in (build / "CMakeFiles").glob("[0-9]*"):
+            shutil.rmtree(compilers)
+        configure = [tool("cmake"), "-S", ROOT, "-B", build, "-G", "Ninja"]
         configure += [
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
             f"-DCMAKE_INSTALL_PREFIX={parent / 'erlangen'}",

@@ -53,7 +53,7 @@ class CMake:
         return done.stdout
 
     def configure(self, source, build, *options, ok: bool = True) -> str:
-        command = ["cmake", "--fresh", "-S", source, "-B", build, "-G", "Ninja", *options]
+        command = ["cmake", "-S", source, "-B", build, "-G", "Ninja", *options]
         return self.run(*command, ok=ok)
 
     def build(self, build) -> str:
@@ -88,6 +88,7 @@ def cmake_build(request) -> Path:
         fcntl.flock(last, fcntl.LOCK_EX)  # of pytest-xdist's processes the first one builds
         last.seek(0)
         if not run or last.read() != run:
+            (build / "CMakeCache.txt").unlink(missing_ok=True)  # where another Erlangen was found
             prefix = f"-DCMAKE_PREFIX_PATH={erlangen.cmake_prefix_path}"
             cmake.configure(ROOT / "tests/cpp", build, prefix)
             cmake.build(build)
