@@ -57,8 +57,9 @@ def entries(group: Mapping[str, Any], where: str) -> dict[str, Any]:
         TypeError: a value of a type that no option has.
     """
     _check_torchs(group, where)
-    for key in group.keys() - KNOWN - _OF_TORCH.keys() - {"params"}:
-        if near := _near(key):
+    for key in group:
+        known = key in KNOWN or key in _OF_TORCH or key == "params"
+        if not known and (near := _near(key)):
             raise ValueError(f"{where}: unknown option {key!r}; did you mean {near!r}?")
     return _plain(group, where)
 

@@ -34,6 +34,7 @@ def twins():
     return p, nn.Parameter(p.detach().clone())
 
 
+@pytest.mark.filterwarnings("ignore:.*lr_scale")  # that it is timm's
 @pytest.mark.parametrize("how", ["constructor", "add_param_group", "Muon"])
 @pytest.mark.parametrize("key", FOREIGN)
 def test_keys_of_other_people(key, how):
