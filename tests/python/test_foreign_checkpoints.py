@@ -280,7 +280,7 @@ def test_our_entries_beside_them_must_fit(maker):
         state_dict["state"][0][key] = torch.ones(6, 8)
         raises(ValueError, [key, "[6, 8]"], lambda s=state_dict: optimizer.load_state_dict(s))
         del state_dict["state"][0][key]
-        # Another rule's beside theirs: without any of ours it would be of a parameter without steps.
+        # Another rule's: with none of ours it would be that of a parameter without steps.
         other = "exp_avg" if key == "momentum_buffer" else "momentum_buffer"
         state_dict["state"][0][other] = torch.ones(8, 6)
         raises(ValueError, [key, "loaded"], lambda s=state_dict: optimizer.load_state_dict(s))
