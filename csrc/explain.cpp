@@ -9,13 +9,15 @@
 #include <algorithm>
 #include <array>
 #include <iomanip>
+#include <map>
+#include <regex>
 #include <sstream>
 
 namespace erlangen {
 
 namespace {
 
-using Row = std::array<std::string, 6>;
+using Row = std::array<std::string, 7>;
 
 std::string product(const std::vector<int64_t>& sizes) {
   std::string result;
@@ -41,7 +43,8 @@ std::string rule_text(const EquivariantOptions& o) {
   return text;
 }
 
-Row row_of(const EquivariantOptions& options, const at::Tensor& param, const std::string& name) {
+Row row_of(const EquivariantOptions& options, const at::Tensor& param, const std::string& name,
+           const std::string& why) {
   std::string matrices = "-", scale = "-";
   if (param.numel() > 0 && options.rule() == "adamw") {
     scale = number(options.update_scale());
@@ -63,7 +66,32 @@ Row row_of(const EquivariantOptions& options, const at::Tensor& param, const std
           options.role().empty() ? "-" : options.role(),
           rule_text(options),
           matrices,
-          scale};
+          scale,
+          why};
+}
+
+// The name with its numbers left open: one for all layers.
+std::string kind_of(const std::string& name) {
+  static const std::regex number(R"((^|\.)\d+(?=\.))");
+  return std::regex_replace(name, number, "$1*");
+}
+
+// One row for all parameters that differ only in the numbers of their names.
+std::vector<Row> collapsed(const std::vector<Row>& rows) {
+  std::vector<Row> result;
+  std::map<Row, std::pair<size_t, size_t>> places;  // in the result, and how many
+  for (const Row& row : rows) {
+    Row kind = row;
+    kind[0] = kind_of(row[0]);
+    const auto [place, is_new] = places.try_emplace(kind, result.size(), 0);
+    if (is_new) result.push_back(row);
+    ++place->second.second;
+  }
+  for (const auto& [kind, place] : places) {
+    const auto& [index, count] = place;
+    if (count > 1) result[index][0] = std::to_string(count) + " × " + kind[0];
+  }
+  return result;
 }
 
 // Characters, not bytes: "×" has two of these.
@@ -74,21 +102,30 @@ size_t width(const std::string& text) {
 
 }  // namespace
 
-std::string explain(const std::vector<ExplainGroup>& groups) {
-  std::vector<Row> rows = {
-      {"parameter", "shape", "role", "rule", "logical matrices", "update scale"}};
+std::string explain(const std::vector<ExplainGroup>& groups, bool full) {
+  std::vector<Row> rows;
   for (size_t g = 0; g < groups.size(); ++g) {
     const EquivariantOptions& options = groups[g].options;
     check_options(options, describe_group(g, options));
+    const auto entry = [&](const EquivariantOptions::Strings& list, size_t p) {
+      return list.size() == groups[g].params.size() ? list[p] : std::string();
+    };
     for (size_t p = 0; p < groups[g].params.size(); ++p) {
-      const auto& names = options.param_names();
-      const std::string name = p < names.size()
-                                   ? names[p]
-                                   : "group " + std::to_string(g) + " [" + std::to_string(p) + "]";
-      rows.push_back(row_of(options, groups[g].params[p], name));
+      std::string name = entry(options.param_names(), p);
+      if (name.empty()) name = "group " + std::to_string(g) + " [" + std::to_string(p) + "]";
+      const std::string grade = entry(options.evidence(), p), phrase = entry(options.why(), p);
+      const std::string why = grade + (grade.empty() || phrase.empty() ? "" : ": ") + phrase;
+      rows.push_back(row_of(options, groups[g].params[p], name, why));
     }
   }
-  std::array<size_t, 6> widths{};
+  if (!full) rows = collapsed(rows);
+  Row head = {"parameter", "shape", "role", "rule", "logical matrices", "update scale", "why"};
+  // Groups that nobody routed have no reasons to show.
+  if (std::all_of(rows.begin(), rows.end(), [](const Row& row) { return row.back().empty(); })) {
+    head.back().clear();
+  }
+  rows.insert(rows.begin(), std::move(head));
+  std::array<size_t, std::tuple_size<Row>::value> widths{};
   for (const Row& row : rows) {
     for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], width(row[i]));
   }

@@ -14,8 +14,9 @@ struct ExplainGroup {
   std::vector<at::Tensor> params;
 };
 
-// A line a parameter: name, shape, role, rule with what modifies it, logical matrices, and the
-// factor on its learning rate (update_scale times the scale by shape). `options` are complete.
-std::string explain(const std::vector<ExplainGroup>& groups);
+// Name, shape, role, rule with what modifies it, logical matrices, the factor on the learning rate
+// (update_scale times the scale by shape), and why it has its role. `options` are complete. One
+// line for all parameters that differ in the numbers of their names alone; with `full` a line each.
+std::string explain(const std::vector<ExplainGroup>& groups, bool full);
 
 }  // namespace erlangen

@@ -215,12 +215,12 @@ void Equivariant::load(InputArchive& archive) {
   plan_ = std::make_unique<Plan>();
 }
 
-std::string Equivariant::explain() const {
+std::string Equivariant::explain(bool full) const {
   std::vector<ExplainGroup> groups;
   for (const auto& group : param_groups_) {
     groups.push_back({options_of(group.options()), group.params()});
   }
-  return erlangen::explain(groups);
+  return erlangen::explain(groups, full);
 }
 
 EquivariantOptions preset_options(const std::string& preset) {

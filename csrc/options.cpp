@@ -50,6 +50,8 @@ void EquivariantOptions::visit(Self& self, Visitor&& visitor) {
   visitor("capturable", self.capturable_);
   visitor("role", self.role_);
   visitor("param_names", self.param_names_);
+  visitor("evidence", self.evidence_);
+  visitor("why", self.why_);
 }
 
 template <typename A, typename B, typename Visitor>

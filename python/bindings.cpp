@@ -306,13 +306,13 @@ void check_states(const py::dict& dict, size_t index, const py::dict& state) {
   }
 }
 
-std::string explain(const py::list& param_groups) {
+std::string explain(const py::list& param_groups, bool full) {
   std::vector<erlangen::ExplainGroup> groups;
   for (py::handle dict : param_groups) {
     Group group = to_group(py::reinterpret_borrow<py::dict>(dict), groups.size());
     groups.push_back({std::move(group.options), std::move(group.params)});
   }
-  return erlangen::explain(groups);
+  return erlangen::explain(groups, full);
 }
 
 at::Tensor symmetric_product(const at::Tensor& x, const std::optional<at::Tensor>& y,
@@ -363,7 +363,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     for (const auto& params : groups) memory.emplace_back(params.begin(), params.end());
     erlangen::check_params_apart(memory);
   });
-  def(m, "explain", &explain);
+  def(m, "explain", &explain, py::arg("param_groups"), py::arg("full") = false);
   def(m, "role_names", &erlangen::role_names);
   def(m, "rule_names", &erlangen::rule_names);
   def(m, "option_names", &EquivariantOptions::names);

@@ -242,9 +242,9 @@ class Equivariant(Optimizer):
         """A copy of a group in the names of :class:`Equivariant`."""
         return dict(group)
 
-    def explain(self) -> str:
+    def explain(self, full: bool = False) -> str:
         """A table: parameter, shape, role, rule, logical matrices, factor on the learning rate."""
-        return _C.explain(self.param_groups)
+        return _C.explain(self.param_groups, full)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Loads groups and state; our state keeps the dtype it was saved in, entries of other

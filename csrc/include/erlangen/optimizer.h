@@ -60,7 +60,7 @@ class Equivariant : public torch::optim::Optimizer {
   // Checks that groups, shapes and options fit before anything is replaced.
   void load(torch::serialize::InputArchive& archive) override;
   // A table: parameter, shape, role, rule, logical matrices, update scale.
-  std::string explain() const;
+  std::string explain(bool full = false) const;
 
  private:
   // Completes and checks groups that have come since; removes the one that it refuses.

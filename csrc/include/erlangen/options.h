@@ -163,6 +163,10 @@ struct EquivariantOptions : public torch::optim::OptimizerCloneableOptions<Equiv
   // What the parameters are, and their names; the optimizer does not look at them, explain() does.
   ERLANGEN_OPTION(std::string, role, "");
   ERLANGEN_OPTION(Strings, param_names, {});
+  // How far each parameter's role can be relied on ("declared", "recognised", "assumed"), and the
+  // reason in a phrase; parallel to param_names.
+  ERLANGEN_OPTION(Strings, evidence, {});
+  ERLANGEN_OPTION(Strings, why, {});
 
  public:
   // Takes every value that was not chosen here from `defaults`.
