@@ -14,7 +14,7 @@ LINK = "lr_with"
 # ZeroRedundancyOptimizer makes, has the whole group's: longer, kept, and not used.
 OF_EACH = ("param_names", "evidence", "why")
 # Entries of a group that have no default: each group has its own.
-OF_GROUP = {"role", "param_names", LINK}
+OF_GROUP = {"role", *OF_EACH, LINK}
 OPTIONS = {k: v for k, v in _C.default_options().items() if k not in OF_GROUP}
 KNOWN = OPTIONS.keys() | OF_GROUP
 

@@ -1,25 +1,58 @@
 """What the tests of routing share."""
 
+import warnings
+
 import torch
 from erlangen.routing import param_groups
 from torch import nn
+
+
+def groups_of(model, overrides=None, **kwargs):
+    """The model's groups, without the warning about what is assumed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* is only\nassumed|of .* parameters")
+        return param_groups(model, overrides, **kwargs)
 
 
 def found(model, **kwargs):
     """Name -> (role, layout)."""
     return {
         name: (group["role"], group.get("layout"))
-        for group in param_groups(model, **kwargs)
+        for group in groups_of(model, **kwargs)
         for name in group["param_names"]
     }
 
 
-def options_by_tensor(model, **kwargs):
-    """Id of the parameter -> everything that its group says."""
+def grades(model, **kwargs):
+    """Name -> grade."""
     return {
-        id(p): {k: v for k, v in group.items() if k not in ("params", "param_names")}
-        for group in param_groups(model, **kwargs)
-        for p in group["params"]
+        name: grade
+        for group in groups_of(model, **kwargs)
+        for name, grade in zip(group["param_names"], group["evidence"], strict=True)
+    }
+
+
+LISTS = ("params", "param_names", "evidence", "why")  # parallel to each other
+
+
+def options_by_tensor(model, **kwargs):
+    """Id of the parameter -> everything that its group says of all its members, and its grade."""
+    return {
+        id(p): ({k: v for k, v in group.items() if k not in LISTS}, grade)
+        for group in groups_of(model, **kwargs)
+        for p, grade in zip(group["params"], group["evidence"], strict=True)
+    }
+
+
+def changed_claims(before, after):
+    """What `options_by_tensor` claims after a change of names and did not claim before: the grade
+    may fall, but no other role or layout may be declared or recognised."""
+    assert before.keys() == after.keys()
+    return {
+        key: (before[key], (options, grade))
+        for key, (options, grade) in after.items()
+        if grade != "assumed"
+        and options["role"] != before[key][0]["role"]
     }
 
 

@@ -5,7 +5,7 @@ import pytest
 from erlangen.routing import param_groups
 from expected_families import build, expected
 from expected_roles import columns, hide_names, rows
-from routing_helpers import Holder, found, options_by_tensor
+from routing_helpers import Holder, changed_claims, found, grades, options_by_tensor
 from torch import nn
 
 
@@ -45,7 +45,7 @@ def test_adapters(family, use_dora):
     assert lora["rule"] == "adamw"
     before = options_by_tensor(model)
     hide_names(model)
-    assert options_by_tensor(model) == before
+    assert not changed_claims(before, options_by_tensor(model))
 
 
 @pytest.mark.filterwarnings("ignore:.*fan_in_fan_out")
@@ -113,7 +113,7 @@ def test_attention_of_torch_with_adapters():
         ),
         (
             peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
-            r"prompt_encoder\.default\.embedding\.weight \[3, 64\]: what PrefixEncoder does",
+            None,
         ),
         (
             peft.LoraConfig(target_modules=["q_proj"], trainable_token_indices=[1, 2]),
@@ -122,8 +122,11 @@ def test_attention_of_torch_with_adapters():
     ],
     ids=["ia3", "prefix", "single tokens"],
 )
-def test_other_adapters_are_refused(config, named):
+def test_other_adapters_are_assumed(config, named):
     model = peft.get_peft_model(build("llama"), config)
-    with pytest.raises(ValueError, match=named) as error:
+    if named is None:
+        assert set(grades(model).values()) == {"declared"}
+        return
+    with pytest.warns(UserWarning, match=named) as warned:
         param_groups(model)
-    assert "overrides={" in str(error.value)
+    assert "overrides={" in str(warned[0].message)

@@ -4,13 +4,14 @@ import pytest
 import torch
 from erlangen.routing import param_groups
 from expected_roles import build
+from routing_helpers import LISTS
 from torch import nn
 
 
 def group_of(model, name, **kwargs):
     """The group that holds the parameter, without the parameters."""
     group = next(g for g in param_groups(model, **kwargs) if name in g["param_names"])
-    return {k: v for k, v in group.items() if k not in ("params", "param_names")}
+    return {k: v for k, v in group.items() if k not in LISTS}
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,13 @@
 """What a module is, and where in the model it stands."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from torch import nn
+from torch.nn.utils import parametrize
 
-from .families import BLOCKS
-from .slots import TRANSPOSE, Block
+TRANSPOSE = {"transpose": True}
+FLATTEN = {"flatten": True}
 
 # Modules that hold others and give them no meaning.
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -23,9 +24,6 @@ _LORA = {"peft.tuners.lora.layer.LoraLayer"}
 _LORA_GAINS = {"peft.tuners.lora.dora.DoraLinearLayer"}  # one length for each output
 # The module as it was and trainable copies of it, each in the module's own place.
 _COPIES = {"peft.utils.other.ModulesToSaveWrapper"}
-# Classes from here have a meaning of their own: a linear map inside is not "any other matrix".
-_LIBRARIES = ("torch.nn.modules.", "transformers.models.", "transformers_modules.", "peft.")
-_NO_MEANING = (nn.Module, *_CONTAINERS)
 
 _HF_CONV1D = {"transformers.pytorch_utils.Conv1D"}
 _HF_CONFIGS = {
@@ -33,44 +31,138 @@ _HF_CONFIGS = {
     "transformers.configuration_utils.PretrainedConfig",
 }
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Place:
-    """A module, the module that uses it, and the nearest config."""
+    """A module, the modules that use it and under which names, and the nearest config."""
 
     module: nn.Module
-    owner: nn.Module | None  # nearest enclosing module that is no container and no wrapper
     config: object | None
     is_adapter: bool = False  # of a low-rank adapter
+    # The modules that hold it, wrappers left out, and its name there; the first is the place where
+    # the model defines it.
+    users: list[tuple["Place", str]] = field(default_factory=list)
+    index: int = 0  # in the order of definition
+
+    @property
+    def owner(self) -> "Place | None":
+        """The nearest module around it that is no container."""
+        place = self._definer
+        while place is not None and is_container(place.module):
+            place = place._definer
+        return place
+
+    @property
+    def _definer(self) -> "Place | None":
+        """Where it stands first; of the model itself nowhere, though a part may lead back to it."""
+        first = self.users[0][0] if self.users else None
+        return first if first is not None and first.index < self.index else None
 
 
 def walk(model: nn.Module) -> list[Place]:
-    """All modules in the order of their definition, a shared one at each of its places."""
-    places = []
+    """All modules in the order of their definition, a shared one once."""
+    places: dict[int, Place] = {}
+    # What is left to visit: a module, who holds it under which name, config, adapter or not, and
+    # whether it stands for what it holds.
+    stack = [(model, None, "", None, False, False)]
+    while stack:
+        module, user, name, config, is_adapter, stands_for = stack.pop()
+        place = places.get(id(module))
+        is_new = place is None
+        if is_new:
+            config = _own_config(module) or config
+            place = places[id(module)] = Place(module, config, is_adapter, index=len(places))
+        if user is not None and not any(user is u and name == n for u, n in place.users):
+            place.users.append((user, name))
+        if not is_new:
+            continue
+        is_lora, is_copied = has_class(module, _LORA), has_class(module, _COPIES)
+        stands_for = stands_for or is_lora or is_copied or has_class(module, _WRAPPERS)
+        stands_for = stands_for or _wraps_linear(module)
+        children = []
+        for i, (key, child) in enumerate(module._modules.items()):
+            if child is None:
+                continue
+            adapts = is_lora and i > 0
+            if stands_for and user is not None and not adapts:
+                holder = (user, name)
+            else:
+                holder = (place, key)
+            copies = is_copied and i > 0  # a ModuleDict of them
+            children.append((child, *holder, config, is_adapter or adapts, copies))
+        stack.extend(reversed(children))
+    return list(places.values())
 
-    def visit(module, owner, config, is_adapter):
-        config = _own_config(module) or config
-        places.append(Place(module, owner, config, is_adapter))
-        if not _is_transparent(module):
-            owner = module
-        is_lora = has_class(module, _LORA)
-        for i, child in enumerate(module._modules.values()):
-            if child is not None:
-                visit(child, owner, config, is_adapter or (is_lora and i > 0))
 
-    visit(model, None, None, False)
-    return places
+def is_container(module: nn.Module) -> bool:
+    """Whether the module only holds others: torch's containers, not classes made from them."""
+    return type(module) in _CONTAINERS
 
 
 def is_linear(module: nn.Module) -> bool:
     """Whether the module is one linear map, stored either way round."""
-    return isinstance(module, nn.Linear) or has_class(module, _HF_CONV1D)
+    return (
+        isinstance(module, nn.Linear)
+        or has_class(module, _HF_CONV1D)
+        or _is_point_convolution(module)
+        or _is_named_linear(module)
+    )
+
+
+def _is_point_convolution(module: nn.Module) -> bool:
+    """A convolution that looks at one point: the linear map of its channels."""
+    return (
+        isinstance(module, CONVOLUTIONS)
+        and module.groups == 1
+        and all(size == 1 for size in module.kernel_size)
+    )
+
+
+# Linear maps of other libraries (Megatron's ColumnParallelLinear, ...): called so, with one matrix
+# whose shape their own numbers repeat.
+_SIZES_OF_LINEARS = (("out_features", "in_features"), ("output_size", "input_size"))
+
+
+def _is_named_linear(module: nn.Module) -> bool:
+    if "Linear" not in type(module).__name__:
+        return False
+    weight = module._parameters.get("weight")
+    shape = () if weight is None else tuple(weight.shape)
+    for names in _SIZES_OF_LINEARS:
+        sizes = tuple(getattr(module, name, None) for name in names)
+        if len(shape) == 2 and all(isinstance(size, int) for size in sizes):
+            return all(size % part == 0 for size, part in zip(sizes, shape, strict=True) if part)
+    return False
+
+
+def _wraps_linear(module: nn.Module) -> bool:
+    """A class that is called linear and does something around the one linear map that it holds."""
+    children = [child for child in module._modules.values() if child is not None]
+    return (
+        "Linear" in type(module).__name__
+        and len(children) == 1
+        and isinstance(children[0], nn.Linear)
+        and not any(p is not None and p.ndim > 1 for p in module._parameters.values())
+    )
 
 
 def storage(linear: nn.Module) -> list:
     """The layout that makes a linear map's weight [out, in]."""
-    return [TRANSPOSE] if has_class(linear, _HF_CONV1D) else []
+    if has_class(linear, _HF_CONV1D):
+        return [TRANSPOSE]
+    return [FLATTEN] if isinstance(linear, CONVOLUTIONS) else []
+
+
+def logical_shape(linear: nn.Module) -> tuple[int, ...]:
+    """[out, in] of a linear map; () if it has not one matrix."""
+    weight = weight_of(linear)
+    shape = () if weight is None else tuple(weight.shape)
+    if has_class(linear, _HF_CONV1D):
+        return shape[::-1]
+    return shape[:2] if isinstance(linear, CONVOLUTIONS) else shape
 
 
 def is_gain(module: nn.Module) -> bool:
@@ -83,14 +175,10 @@ def is_embedding(module: nn.Module) -> bool:
     return isinstance(module, _EMBEDDINGS)
 
 
-def in_library(
-    module: nn.Module | None, libraries: str | tuple[str, ...] = _LIBRARIES
-) -> str | None:
-    """The name of the library class that the module is, None for a class of the user's own."""
-    for kind in type(module).__mro__:
-        if kind not in _NO_MEANING and f"{kind.__module__}.".startswith(libraries):
-            return kind.__qualname__
-    return None
+def has_one_weight(module: nn.Module) -> bool:
+    """Whether modules of this type have one weight of two or more dimensions."""
+    kinds = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Bilinear)
+    return is_linear(module) or is_embedding(module) or isinstance(module, kinds)
 
 
 def has_class(thing, paths: set[str]) -> bool:
@@ -102,58 +190,58 @@ def has_class(thing, paths: set[str]) -> bool:
     return any(f"{kind.__module__}.{kind.__qualname__}" in paths for kind in type(thing).__mro__)
 
 
-def _is_transparent(module: nn.Module) -> bool:
-    is_container = isinstance(module, _CONTAINERS) and in_library(module) is None
-    return is_container or has_class(module, _WRAPPERS | _LORA | _COPIES)
+def class_name(module: nn.Module) -> str:
+    """The name of the class as its author wrote it, under parametrizations and FSDP2 too."""
+    if parametrize.is_parametrized(module):
+        return type(module).__mro__[1].__name__
+    return type(module).__name__.removeprefix("FSDP")
 
 
 def _own_config(module: nn.Module):
     return next((v for v in vars(module).values() if has_class(v, _HF_CONFIGS)), None)
 
 
-def blocks_of(module: nn.Module) -> tuple[Block, ...]:
-    """What is known about the module's class: a block for each way in which it is built."""
-    for kind in type(module).__mro__:
-        blocks = BLOCKS.get(f"{kind.__module__}.{kind.__qualname__}")
-        if blocks is not None:
-            return blocks
-    return ()
-
-
-def children_of(
-    module: nn.Module, is_kind: Callable[[nn.Module], bool]
-) -> list[tuple[str, list[nn.Module]]]:
-    """The children of a kind that the module itself defines, in order: wrapped or not, and with
-    their copies if there are any."""
-    found = []
-    for name, child in module._modules.items():
-        versions = [] if child is None else _unwrapped(child)
-        if versions and is_kind(versions[0]):
-            found.append((name, versions))
+def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that the module itself holds, in order; a parametrised one as its parts."""
+    found = [(name, p) for name, p in module._parameters.items() if p is not None]
+    lists = module._modules.get("parametrizations")
+    if lists is not None and parametrize.is_parametrized(module):
+        for name, parts in lists._modules.items():
+            for key, p in parts._parameters.items():
+                if p is not None:
+                    found.append((f"parametrizations.{name}.{key}", p))
     return found
 
 
-def _unwrapped(module: nn.Module) -> list[nn.Module]:
-    inner = [child for child in module._modules.values() if child is not None]
-    if has_class(module, _COPIES):
-        copies = [copy for holder in inner[1:] for copy in holder._modules.values()]
-        return [version for part in inner[:1] + copies for version in _unwrapped(part)]
-    if has_class(module, _WRAPPERS | _LORA):
-        return _unwrapped(inner[0]) if inner else []
-    return [module]
+def weight_of(module: nn.Module) -> nn.Parameter | None:
+    """The tensor that a module's weight is or is made of: under weight_norm its direction, under
+    spectral_norm and orthogonal what they change. None without one that has the weight's shape."""
+    parameters = dict(own_parameters(module))
+    for name in ("weight", "weight_v", "weight_orig"):
+        if name in parameters and parameters[name].ndim >= 2:
+            return parameters[name]
+    parts = [p for p in parameters.values() if p.ndim >= 2]
+    if parametrize.is_parametrized(module):
+        try:
+            shape = module.weight.shape
+        except Exception:  # a parametrization that cannot be computed here
+            return None
+        parts = [p for p in parts if p.shape == shape][-1:]  # of weight_norm lengths come first
+    return parts[0] if len(parts) == 1 else None
 
 
-def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that the module itself holds, in order."""
-    return [(name, p) for name, p in module._parameters.items() if p is not None]
+def calls(module: nn.Module, name: str, methods: Callable[[str], bool] = lambda m: True) -> bool:
+    """Whether a method of the module's class names `name` in its code."""
+    return any(
+        name in code.co_names
+        for kind in type(module).__mro__
+        if kind.__module__.split(".")[0] != "torch"
+        for code in _codes(kind, methods)
+    )
 
 
-def matrices_of(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Of these the ones with two or more dimensions."""
-    return [(name, p) for name, p in own_parameters(module) if p.ndim >= 2]
-
-
-def matrix_of(linear: nn.Module) -> nn.Parameter | None:
-    """A linear map's weight; None if it holds none, or more than one tensor that may be it."""
-    matrices = [p for _, p in matrices_of(linear)]
-    return matrices[0] if len(matrices) == 1 else None
+def _codes(kind: type, methods: Callable[[str], bool]) -> Iterator:
+    for name, value in vars(kind).items():
+        code = getattr(value, "__code__", None)
+        if code is not None and methods(name):
+            yield code

@@ -7,10 +7,10 @@ from fnmatch import fnmatchcase
 
 from erlangen import _C
 
-from .evidence import Finding
+from .findings import Finding
 
 ROLES = tuple(_C.role_names())
-_NOT_OPTIONS = ("params", "param_names")  # what a group has besides, and no override sets
+_NOT_OPTIONS = ("params", "param_names", "evidence", "why")  # what a group has besides, and no override sets
 
 
 class Overrides:
@@ -33,16 +33,12 @@ class Overrides:
 
     def resolve(
         self, names: list[str], finding: Finding, adjust_lr_fn: str
-    ) -> tuple[str | None, dict]:
-        """Role and options of the parameter that has these names (several if tied).
-
-        The role is None if neither the finding nor an override gives one.
-        """
+    ) -> tuple[str, dict, bool]:
+        """Role and options of the parameter that has these names (several if tied), and whether
+        the role is the caller's word."""
         named = self._by_name(names)
         of_role = {} if "role" in named else self._by_role(finding.role)
         role = named.get("role", of_role.get("role", finding.role))
-        if role is None:
-            return None, {}
         of_role = of_role | self._by_role(role)
         chosen = of_role | named
         adjust_lr_fn = chosen.get("adjust_lr_fn", adjust_lr_fn)
@@ -52,7 +48,8 @@ class Overrides:
             layout = finding.layout + (options.get("layout") or [])
             options |= finding.options | {"layout": layout}
         options |= chosen
-        return role, _without_idle(options, chosen, adjust_lr_fn)
+        is_chosen = "role" in chosen
+        return role, _without_idle(options, chosen, adjust_lr_fn), is_chosen
 
     def check_used(self, names: list[str], frozen: list[str], roles: set[str]) -> None:
         """Raises ValueError for overrides that have matched nothing."""
@@ -80,7 +77,7 @@ class Overrides:
             self._unused.discard(key)
         return globs | exact
 
-    def _by_role(self, role: str | None) -> dict:
+    def _by_role(self, role: str) -> dict:
         if role not in self._options:
             return {}
         self._unused.discard(role)

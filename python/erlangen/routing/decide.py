@@ -1,0 +1,211 @@
+"""From what is found to one decision a parameter: the strongest evidence, shared tensors, heads."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+from torch import nn
+
+from . import declarations, layers, matching, modules, numbers, tensors
+from .conventions import ATTENTION_CLASSES, HEADS, TOKEN_TABLES
+from .findings import ASSUMED, DECLARED, GRADES, RECOGNISED, Finding, assumed
+from .modules import Place
+
+Uses = list[tuple[Place, Finding]]
+
+
+def decide(places: list[Place]) -> dict[int, Finding]:
+    """One finding for each parameter, keyed by its id."""
+    findings = _collect(places)
+    table = declarations.token_table(places)
+    decisions = {key: _merge(uses) for key, uses in findings.items()}
+    decisions |= _declared_ties(findings, decisions, table)
+    decisions |= _heads_by_table(places, findings, decisions, table)
+    return decisions
+
+
+def _collect(places: list[Place]) -> dict[int, Uses]:
+    """Every finding about every parameter, keyed by the parameter's id: one for each use."""
+    of_maps = matching.recognise(places)
+    of_maps |= tensors.experts_apart(places, of_maps)
+    recorded = declarations.recorded(places)
+    of_maps |= declarations.output_embeddings(places)
+    of_tensors = tensors.recognise(places)
+    of_tensors |= declarations.routers(places, recorded["router_logits"])
+    in_attention = _inside(places, recorded["attentions"])
+
+    findings: dict[int, Uses] = {}
+    for place in places:
+        declared = declarations.experts(place)
+        stacks = {id(place.module._parameters[name]): f for name, f in declared.items()}
+        of_map = of_maps.get(id(place.module))
+        weight = modules.weight_of(place.module) if of_map else None
+        for parameter, by_type in layers.judge(place):
+            found = by_type
+            if by_type.role != "lora":
+                found = stacks.get(id(parameter)) or of_tensors.get(id(parameter)) or found
+                if parameter is weight and (by_type.grade != DECLARED or of_map.role == "lm_head"):
+                    found = of_map
+                elif found is by_type and by_type.grade == ASSUMED and by_type.role == "dense":
+                    found = _by_surroundings(place, by_type, in_attention)
+            findings.setdefault(id(parameter), []).append((place, found))
+    return findings
+
+
+def _by_surroundings(place: Place, by_type: Finding, in_attention: dict) -> Finding:
+    """What the modules around a map tell of it, if its shape agrees."""
+    shape = modules.logical_shape(place.module)
+    attention = in_attention.get(id(place.module))
+    if attention is not None:
+        if _obeys_heads(shape, attention, place):
+            why = f"inside {modules.class_name(attention.module)}: one matrix"
+            return Finding("attention", RECOGNISED, why, by_type.layout)
+    if isinstance(place.module, modules.CONVOLUTIONS) and _has_norm_beside(place, shape):
+        return Finding("dense", RECOGNISED, "a convolution with its norm", by_type.layout)
+    return by_type
+
+
+def _obeys_heads(shape: tuple[int, ...], attention: Place, place: Place) -> bool:
+    """Whether a map leads from the model's width to several features a head, or back."""
+    known = numbers.sources([attention, place], place.config)
+    counts = {sizes["heads"] for sizes in known if "heads" in sizes}
+    things = (place.config, attention.module)
+    widths = {numbers.read(thing, name) for thing in things for name in numbers.WIDTHS}
+    if len(shape) != 2:
+        return False
+    return any(
+        width in widths and size % count == 0 and size > count
+        for size, width in (shape, shape[::-1])
+        for count in counts
+    )
+
+
+def _has_norm_beside(place: Place, shape: tuple[int, ...]) -> bool:
+    """Whether a norm over the channels of a convolution is defined in the same module."""
+    for user, _ in place.users:
+        for sibling in user.module._modules.values():
+            if sibling is not None and "Norm" in modules.class_name(sibling):
+                sizes = [p.shape[0] for p in sibling._parameters.values() if p is not None and p.ndim]
+                sizes += [b.shape[0] for b in sibling._buffers.values() if b is not None and b.ndim]
+                if set(shape) & set(sizes):
+                    return True
+    return False
+
+
+def _inside(places: list[Place], kinds: Iterable[type]) -> dict[int, Place]:
+    """What stands in modules of these classes, or of one that is called attention, by id, and the
+    place of that module."""
+    found: dict[int, Place] = {}
+    kinds = tuple(kind for kind in kinds if kind is not nn.Module)
+    for place in places:
+        users = [user for user, _ in place.users]
+        for user in users:
+            called_so = re.search(ATTENTION_CLASSES, modules.class_name(user.module))
+            if called_so or (kinds and isinstance(user.module, kinds)):
+                found[id(place.module)] = user
+            elif id(user.module) in found:
+                found[id(place.module)] = found[id(user.module)]
+    return found
+
+
+# Shared tensors
+
+
+def _merge(uses: Uses) -> Finding:
+    found = [finding for _, finding in uses]
+    best = min(found, key=lambda finding: GRADES.index(finding.grade))
+    if all(finding.says_as(best) for finding in found):
+        return best
+    # A lookup table that is also a linear map is a tied head, whoever uses it.
+    table = next((f for place, f in uses if modules.is_embedding(place.module)), None)
+    if table is not None and all(_reads_table(place) for place, _ in uses):
+        return table
+    sure = [finding for finding in found if finding.grade != ASSUMED]
+    if sure and all(finding.says_as(sure[0]) for finding in sure):
+        return sure[0]
+    roles = sorted({finding.role for finding in found})
+    role = roles[0] if len(roles) == 1 else "dense"
+    if any(finding.layout != best.layout for finding in found) and len(roles) == 1:
+        return assumed(role, "shared by modules that part it differently")
+    return assumed(role, f"shared by modules that make different things of it: {', '.join(roles)}")
+
+
+def _reads_table(place: Place) -> bool:
+    return modules.is_embedding(place.module) or modules.is_linear(place.module)
+
+
+def _declared_ties(findings, decisions, table: Place | None) -> dict[int, Finding]:
+    """Heads that the config declares tied. Where the embedding is elsewhere (another pipeline
+    stage), both copies must take the same rule; where it is here, model and config disagree."""
+    found = {}
+    for key, uses in findings.items():
+        place = uses[0][0]
+        if decisions[key].role != "lm_head":
+            continue
+        if not getattr(place.config, "tie_word_embeddings", False):
+            continue
+        shape = modules.logical_shape(place.module)
+        if table is None:
+            found[key] = replace(decisions[key], role="embedding", options={})
+        elif tuple(modules.weight_of(table.module).shape) == shape:
+            why = "the config has tie_word_embeddings=True, but head and table are two tensors"
+            found[key] = replace(
+                decisions[key], grade=ASSUMED, why=why, options={"center": False}
+            )
+    return found
+
+
+# Heads that only names or shapes show
+
+
+def _heads_by_table(places, findings, decisions, table: Place | None) -> dict[int, Finding]:
+    """The linear map onto the tokens of a model that does not declare it: by its name and that of
+    the table, or, as the last map of the model, by the table's shape alone."""
+    if table is None or modules.weight_of(table.module) is None:
+        return {}
+    if any(finding.role == "lm_head" for finding in decisions.values()):
+        return {}
+    weight = modules.weight_of(table.module)
+    if any(modules.is_linear(place.module) for place, _ in findings.get(id(weight), ())):
+        return {}  # tied
+    maps = [p for p in places if modules.is_linear(p.module) and not p.is_adapter]
+    free = [p for p in maps if _is_free(p, decisions)]
+    rows, width = weight.shape
+    named = any(re.fullmatch(TOKEN_TABLES, name) for _, name in table.users)
+    for place in free if named else ():
+        shape = modules.logical_shape(place.module)
+        is_called_so = any(re.fullmatch(HEADS, name) for _, name in place.users)
+        if is_called_so and shape[1:] == (width,) and 0 <= shape[0] - rows < 1024:
+            options = declarations.head_options(place.config)
+            storage = modules.storage(place.module)
+            why = "named as head and table are, in the table's shape"
+            return _of_versions(place, free, Finding("lm_head", RECOGNISED, why, storage, options))
+    if free and free[-1] is maps[-1] and rows != width and not _declares_heads(free[-1]):
+        if modules.logical_shape(free[-1].module) == (rows, width):
+            storage = modules.storage(free[-1].module)
+            why = "the last map, in the table's shape"
+            head = Finding("lm_head", ASSUMED, why, storage, {"center": False})
+            return _of_versions(free[-1], free, head)
+    return {}
+
+
+def _declares_heads(place: Place) -> bool:
+    """Whether the map stands in a model of a library that says which its head is."""
+    around: Place | None = place
+    while around is not None:
+        if hasattr(type(around.module), "get_output_embeddings"):
+            return True
+        around = around.owner
+    return False
+
+
+def _is_free(place: Place, decisions) -> bool:
+    weight = modules.weight_of(place.module)
+    finding = decisions.get(id(weight))
+    return finding is not None and finding.role == "dense" and finding.grade == ASSUMED
+
+
+def _of_versions(place: Place, free: list[Place], finding: Finding) -> dict[int, Finding]:
+    """For the map and its trainable copies."""
+    same = [p for p in free if any(user in p.users for user in place.users)]
+    return {id(modules.weight_of(p.module)): finding for p in same}

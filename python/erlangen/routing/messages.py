@@ -1,0 +1,45 @@
+"""What routing tells the user: tensors of one kind on one line, and the override to write."""
+
+import re
+from collections.abc import Iterable
+
+from torch import nn
+
+from .findings import Finding
+
+_MOST_KINDS = 12  # that a warning lists
+
+
+def kind_of(name: str) -> str:
+    """The name with its numbers left open: one for all layers."""
+    return re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name)
+
+
+def assumed_message(
+    unsure: list[tuple[str, nn.Parameter, Finding]], all_params: Iterable[nn.Parameter], strict: bool
+) -> str:
+    """Says what is only assumed, one line a kind, and which override makes it sure."""
+    kinds: dict[tuple, list] = {}
+    for name, p, finding in unsure:
+        kinds.setdefault((kind_of(name), tuple(p.shape), finding.role, finding.why), []).append(name)
+    elements = sum(p.numel() for p in all_params if p.ndim >= 2)
+    share = sum(p.numel() for _, p, _ in unsure) / max(elements, 1)
+    shown = list(kinds.items()) if strict else list(kinds.items())[:_MOST_KINDS]
+    lines = []
+    for (kind, shape, role, why), names in shown:
+        count = f"{len(names)} × " if len(names) > 1 else ""
+        lines.append(f"  {count}{kind} {list(shape)}: {role}, as {why}")
+    if len(shown) < len(kinds):
+        lines.append(f"  ... and {len(kinds) - len(shown)} more kinds")
+    (kind, _, role, _), names = max(kinds.items(), key=lambda item: len(item[1]))
+    glob = names[0] if len(names) == 1 else kind
+    return (
+        f"of {len(unsure)} parameters ({share:.1%} of the model's matrix elements) the role is only "
+        "assumed, from the type of the layer:\n"
+        + "\n".join(lines)
+        + "\nSay what they are, by name or glob, for example\n"
+        + f"  overrides={{{glob!r}: {{'role': {role!r}}}}}\n"
+        + "with attention, mlp_in, mlp_out, expert_in, expert_out, router, embedding, lm_head or "
+        + "dense for a matrix [out, in] (with its \"layout\" if it is stored another way or is "
+        + "several), and other for everything else."
+    )
