@@ -243,8 +243,17 @@ class Equivariant(Optimizer):
         return dict(group)
 
     def explain(self, full: bool = False) -> str:
-        """A table: parameter, shape, role, rule, logical matrices, factor on the learning rate."""
-        return _C.explain(self.param_groups, full)
+        """A table: parameter, shape, role, rule, logical matrices, factor on the learning rate, and
+        how far the role can be relied on and why (where the groups say so).
+
+        Args:
+            full: a line for each parameter, in the order of the model that the optimizer was made
+                from (else group by group), and not one for all layers.
+        """
+        groups = self.param_groups
+        if full and self._origin is not None:
+            groups = self._origin.in_order(groups)
+        return _C.explain(groups, full)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Loads groups and state; our state keeps the dtype it was saved in, entries of other

@@ -70,6 +70,15 @@ class Origin:
         _tell_apart(parts)
         return parts
 
+    def in_order(self, groups: list[dict]) -> list[dict]:
+        """Groups of one parameter each, in the model's order; as they are if the model is gone."""
+        model = self._model()
+        order = {} if model is None else {id(p): i for i, p in enumerate(model.parameters())}
+        single = [_part_of(group, [i]) for group in groups for i in range(len(group["params"]))]
+        if any(id(group["params"][0]) not in order for group in single):
+            return groups
+        return sorted(single, key=lambda group: order[id(group["params"][0])])
+
 
 def without_model(where: str, why: str) -> ValueError:
     return ValueError(

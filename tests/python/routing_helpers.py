@@ -51,8 +51,7 @@ def changed_claims(before, after):
     return {
         key: (before[key], (options, grade))
         for key, (options, grade) in after.items()
-        if grade != "assumed"
-        and options["role"] != before[key][0]["role"]
+        if grade != "assumed" and options["role"] != before[key][0]["role"]
     }
 
 

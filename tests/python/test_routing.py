@@ -260,7 +260,9 @@ def test_replaced_and_added_parts():
     with pytest.warns(UserWarning, match=r"mlp\.extra\.weight \[16, 16\]: dense"):
         groups = param_groups(model)
     grade = {n: e for g in groups for n, e in zip(g["param_names"], g["evidence"], strict=True)}
-    assert [name for name, e in grade.items() if e == "assumed"] == ["model.layers.0.mlp.extra.weight"]
+    assert [name for name, e in grade.items() if e == "assumed"] == [
+        "model.layers.0.mlp.extra.weight"
+    ]
 
 
 # When centering is right
@@ -353,15 +355,21 @@ def test_plain_head(vocabulary):
     assert grades(model)["head.weight"] == "assumed"
     assert not next(g for g in groups_of(model) if g["role"] == "lm_head")["center"]
     assert roles["tokens.weight"] == roles["positions.weight"] == ("embedding", None)
-    inner = [role for name, (role, _) in roles.items() if name.endswith("weight") and "blocks" in name]
-    assert sorted(inner) == sorted(2 * (2 * ["mlp_in"] + ["mlp_out"] + ["mlp_in", "mlp_out", "other"]))
+    inner = [
+        role for name, (role, _) in roles.items() if name.endswith("weight") and "blocks" in name
+    ]
+    assert sorted(inner) == sorted(
+        2 * (2 * ["mlp_in"] + ["mlp_out"] + ["mlp_in", "mlp_out", "other"])
+    )
     before = options_by_tensor(model)
     hide_names(model)
     assert not changed_claims(before, options_by_tensor(model))
 
 
 def test_a_head_by_its_name_and_its_table():
-    model = Holder(tok_embeddings=nn.Embedding(50, 8), body=nn.Linear(8, 8), output=nn.Linear(8, 50))
+    model = Holder(
+        tok_embeddings=nn.Embedding(50, 8), body=nn.Linear(8, 8), output=nn.Linear(8, 50)
+    )
     head = next(g for g in groups_of(model) if g["role"] == "lm_head")
     assert head["evidence"] == ["recognised"] and head["center"] is True
     model.output = nn.Linear(8, 64)  # padded

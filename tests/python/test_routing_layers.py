@@ -198,7 +198,9 @@ def test_what_is_assumed_is_said_once_with_the_override():
 
 
 def test_long_models_give_short_messages():
-    model = nn.ModuleList(Holder(**{f"odd{i}": nn.Linear(4, i + 1) for i in range(40)}) for _ in "ab")
+    model = nn.ModuleList(
+        Holder(**{f"odd{i}": nn.Linear(4, i + 1) for i in range(40)}) for _ in "ab"
+    )
     with pytest.warns(UserWarning) as warned:
         param_groups(model)
     assert len(str(warned[0].message)) < 3000 and "more kinds" in str(warned[0].message)
@@ -253,7 +255,9 @@ def test_linear_with_tensors_of_its_own():
     model = nn.Linear(4, 6)
     model.adapter = nn.Parameter(torch.zeros(2, 4))
     assert found(model) == {
-        "weight": ("dense", None), "bias": ("other", None), "adapter": ("other", None)
+        "weight": ("dense", None),
+        "bias": ("other", None),
+        "adapter": ("other", None),
     }
     assert grades(model)["adapter"] == "assumed"
 

@@ -57,9 +57,7 @@ _GATED_Q = Part("attention", "2 * heads * head_dim, _d", _rows("2 * heads"))
 _SAME_V = Part("attention", "kv_heads * head_dim, _e2", _rows("kv_heads"))
 _SAME_O = Part("attention", "_out, heads * head_dim", _columns("heads"), is_output=True)
 # Whole heads in any order: all queries first, or each group's queries, key and value together.
-_QKV = Part(
-    "attention", "(heads + 2 * kv_heads) * head_dim, _d", _rows("heads + 2 * kv_heads")
-)
+_QKV = Part("attention", "(heads + 2 * kv_heads) * head_dim, _d", _rows("heads + 2 * kv_heads"))
 _MHA_QKV = Part("attention", "3 * heads * head_dim, _d", _rows("3 * heads"))
 _KV = Part("attention", "2 * kv_heads * head_dim, _e", _rows("2 * kv_heads"))
 
@@ -113,6 +111,10 @@ _ATTENTION = Convention(
         queries keys values out
         query_layer key_layer value_layer output_layer
         wq wk wv out_proj
+        wq wk wv proj
+        qkv_linear.wq qkv_linear.wk qkv_linear.wv wo
+        to_query to_key to_value to_out
+        to_query to_key to_value -
     """),
     variants=((_Q, _K, _V, _O), (_GATED_Q, _K, _SAME_V, _SAME_O)),
 )
@@ -142,6 +144,9 @@ _FUSED_ATTENTION = Convention(
         Wqkv o_proj
         attn.Wqkv attn.out_proj
         wqkv wo
+        qkv_linear.wqkv wo
+        img_attn_qkv img_attn_proj
+        txt_attn_qkv txt_attn_proj
         wqkv dense
         c_attn c_proj
         to_qkv to_out
@@ -310,7 +315,9 @@ _TWO_MAPS = _lines("""
 """)
 _MLP = Convention("MLP", (_IN, _OUT), _TWO_MAPS)
 # To another width: no block between equal features, as in embeddings of time or a projector.
-_CHAIN = Convention("a chain of maps", (Part("dense", "_h, _d"), Part("dense", "_e, _h", is_output=True)), _TWO_MAPS)
+_CHAIN = Convention(
+    "a chain of maps", (Part("dense", "_h, _d"), Part("dense", "_e, _h", is_output=True)), _TWO_MAPS
+)
 
 
 # State-space models and linear attention: parts that the code cuts from one product are matrices of
@@ -481,6 +488,8 @@ EXPERT_STACKS: tuple[tuple[str, tuple[Part, ...]], ...] = (
     ("w13 w2", (_STACK_GATE_UP, _STACK_OUT)),
     ("gate_proj up_proj down_proj", (_STACK_IN, _STACK_IN, _STACK_OUT)),
     ("w1 w3 w2", (_STACK_IN, _STACK_IN, _STACK_OUT)),
+    ("w1_EFD w3_EFD w2_EDF", (_STACK_IN, _STACK_IN, _STACK_OUT)),
+    ("mlp1_weight_EGD mlp2_weight_EDF", (_STACK_GATE_UP, _STACK_OUT)),
     ("w1 v1 w2", (_STACK_IN, _STACK_IN, _STACK_OUT)),
     ("up_proj down_proj", (_STACK_IN, _STACK_OUT)),
     ("w1 w2", (_STACK_IN, _STACK_OUT)),

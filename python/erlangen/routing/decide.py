@@ -85,7 +85,9 @@ def _has_norm_beside(place: Place, shape: tuple[int, ...]) -> bool:
     for user, _ in place.users:
         for sibling in user.module._modules.values():
             if sibling is not None and "Norm" in modules.class_name(sibling):
-                sizes = [p.shape[0] for p in sibling._parameters.values() if p is not None and p.ndim]
+                sizes = [
+                    p.shape[0] for p in sibling._parameters.values() if p is not None and p.ndim
+                ]
                 sizes += [b.shape[0] for b in sibling._buffers.values() if b is not None and b.ndim]
                 if set(shape) & set(sizes):
                     return True
@@ -149,9 +151,7 @@ def _declared_ties(findings, decisions, table: Place | None) -> dict[int, Findin
             found[key] = replace(decisions[key], role="embedding", options={})
         elif tuple(modules.weight_of(table.module).shape) == shape:
             why = "the config has tie_word_embeddings=True, but head and table are two tensors"
-            found[key] = replace(
-                decisions[key], grade=ASSUMED, why=why, options={"center": False}
-            )
+            found[key] = replace(decisions[key], grade=ASSUMED, why=why, options={"center": False})
     return found
 
 

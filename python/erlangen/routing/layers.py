@@ -96,7 +96,9 @@ def _judge_tensor(place: Place, name: str, parameter: nn.Parameter) -> Finding:
     if isinstance(module, nn.MultiheadAttention):
         return _judge_multihead_attention(module, parameter)
     if name.startswith("parametrizations.weight."):
-        return Finding("other", DECLARED, "part of a parametrization that has not the weight's shape")
+        return Finding(
+            "other", DECLARED, "part of a parametrization that has not the weight's shape"
+        )
     leaf = name.rsplit(".", 1)[-1]
     for pattern, why in ((VECTORS, "bias"), (GAINS, "gains"), (TABLES_OF_NUMBERS, "numbers")):
         if re.search(pattern, leaf) and (pattern is not VECTORS or parameter.ndim == 2):

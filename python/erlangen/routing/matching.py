@@ -170,7 +170,12 @@ def _is_closed(convention: Convention, parts: list[Part], solved: dict, known: d
     """Whether the layouts' sizes are found, and, if the convention asks for it, everything that
     its shapes name is stated and not only solved for."""
     if convention.must_close:
-        names = {n for part in parts for text in part.shape.split(",") for n in _code(text.strip()).co_names}
+        names = {
+            n
+            for part in parts
+            for text in part.shape.split(",")
+            for n in _code(text.strip()).co_names
+        }
         return all(name in known or name[0] == "_" for name in names)
     return all(name in solved for part in parts for step in part.layout for name in _names_in(step))
 

@@ -16,12 +16,16 @@ def kind_of(name: str) -> str:
 
 
 def assumed_message(
-    unsure: list[tuple[str, nn.Parameter, Finding]], all_params: Iterable[nn.Parameter], strict: bool
+    unsure: list[tuple[str, nn.Parameter, Finding]],
+    all_params: Iterable[nn.Parameter],
+    strict: bool,
 ) -> str:
     """Says what is only assumed, one line a kind, and which override makes it sure."""
     kinds: dict[tuple, list] = {}
     for name, p, finding in unsure:
-        kinds.setdefault((kind_of(name), tuple(p.shape), finding.role, finding.why), []).append(name)
+        kinds.setdefault((kind_of(name), tuple(p.shape), finding.role, finding.why), []).append(
+            name
+        )
     elements = sum(p.numel() for p in all_params if p.ndim >= 2)
     share = sum(p.numel() for _, p, _ in unsure) / max(elements, 1)
     shown = list(kinds.items()) if strict else list(kinds.items())[:_MOST_KINDS]
@@ -40,6 +44,6 @@ def assumed_message(
         + "\nSay what they are, by name or glob, for example\n"
         + f"  overrides={{{glob!r}: {{'role': {role!r}}}}}\n"
         + "with attention, mlp_in, mlp_out, expert_in, expert_out, router, embedding, lm_head or "
-        + "dense for a matrix [out, in] (with its \"layout\" if it is stored another way or is "
+        + 'dense for a matrix [out, in] (with its "layout" if it is stored another way or is '
         + "several), and other for everything else."
     )

@@ -10,7 +10,12 @@ from erlangen import _C
 from .findings import Finding
 
 ROLES = tuple(_C.role_names())
-_NOT_OPTIONS = ("params", "param_names", "evidence", "why")  # what a group has besides, and no override sets
+_NOT_OPTIONS = (
+    "params",
+    "param_names",
+    "evidence",
+    "why",
+)  # what a group has besides, and no override sets
 
 
 class Overrides:

@@ -150,9 +150,7 @@ def _list_lengths(place: Place) -> set[int]:
 # Experts as a list of modules
 
 
-def experts_apart(
-    places: list[Place], of_maps: dict[int, Finding]
-) -> dict[int, Finding]:
+def experts_apart(places: list[Place], of_maps: dict[int, Finding]) -> dict[int, Finding]:
     """Routers by name, with as many rows as there are experts beside them, and the maps of experts
     in a list, with as many entries as the router has rows or as is stated."""
     found: dict[int, Finding] = {}
@@ -206,5 +204,7 @@ def _experts_of(anchor: Place) -> tuple[list[list], set[int]]:
         if len(children) > 1 and len({type(c) for c in children}) == 1:
             lists.append(children)
         for module in (child, *children):
-            stacked |= {p.shape[0] for p in module._parameters.values() if p is not None and p.ndim == 3}
+            stacked |= {
+                p.shape[0] for p in module._parameters.values() if p is not None and p.ndim == 3
+            }
     return lists, stacked
