@@ -273,27 +273,31 @@ void run_on_cuda(std::vector<Job> jobs, at::Device device) {
 
 }  // namespace
 
-bool column_norm_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& groups) {
+std::optional<KernelStep> column_norm_kernel_step(const Bucket& bucket,
+                                                  const std::vector<StepGroup>& groups) {
   const std::string& rule = bucket.rule.rule;
   if ((rule != "row_norm" && rule != "column_norm") || bucket.rule.center || bucket.polar_first ||
       !has_kernels(bucket.device)) {
-    return false;
+    return {};
   }
+  KernelStep step = {Kernel::column_norm, {}, {}};
   std::vector<Job> jobs;
   for (const MatrixParam& member : bucket.members) {
     const std::vector<Job> more = jobs_of(bucket, member, groups[member.index.group]);
-    if (more.empty()) return false;
+    if (more.empty()) return {};
     jobs.insert(jobs.end(), more.begin(), more.end());
+    add_dtypes(step.dtypes, {bucket.dtype, momentum_of(groups, member.index).scalar_type()});
   }
-  if (bucket.device.is_cpu()) {
-    for (const Job& job : jobs) run_on_cpu(job);
-  }
+  step.run = [&bucket, &groups, jobs = std::move(jobs)] {
+    if (bucket.device.is_cpu()) {
+      for (const Job& job : jobs) run_on_cpu(job);
+    }
 #ifdef ERLANGEN_CUDA
-  if (bucket.device.is_cuda()) run_on_cuda(std::move(jobs), bucket.device);
+    if (bucket.device.is_cuda()) run_on_cuda(jobs, bucket.device);
 #endif
-  mark_changed(bucket, groups);
-  count_kernel_steps(static_cast<int64_t>(bucket.members.size()));
-  return true;
+    mark_changed(bucket, groups);
+  };
+  return step;
 }
 
 }  // namespace erlangen

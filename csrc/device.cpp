@@ -91,6 +91,8 @@ int cuda_capability(c10::Device) { return 0; }
 
 #endif
 
+bool proves_kernels(c10::DeviceType type) { return type == c10::DeviceType::CUDA; }
+
 Bfloat16Products bfloat16_products() {
   static const Bfloat16Products instructions = [] {
     const auto found = at::cpu::get_cpu_capabilities();

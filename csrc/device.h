@@ -31,6 +31,11 @@ bool is_capturing(c10::Device device);
 // CUDA kernels.
 int cuda_capability(c10::Device device);
 
+// Whether the kernels of this kind of device prove themselves at their first use (self_check.h):
+// CUDA's. Those for CPUs do so in the tests. Apart from the check itself, so that a test can stand
+// between.
+bool proves_kernels(c10::DeviceType type);
+
 // With what this CPU multiplies bfloat16 in ATen's products: no instructions of its own, or
 // torch.backends.mkldnn, which uses them, is off; AVX512-BF16, about twice as fast as float32; or
 // AMX's tiles, four to six times as fast.

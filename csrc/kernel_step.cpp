@@ -36,6 +36,10 @@ kernels::DType kernel_dtype(at::ScalarType dtype) {
 
 kernels::DType kernel_dtype(const at::Tensor& tensor) { return kernel_dtype(tensor.scalar_type()); }
 
+void add_dtypes(std::vector<Dtypes>& all, const Dtypes& dtypes) {
+  if (std::find(all.begin(), all.end(), dtypes) == all.end()) all.push_back(dtypes);
+}
+
 bool has_kernels(at::Device device) {
   if (!kernels_in_use) return false;
 #ifdef ERLANGEN_CUDA

@@ -4,17 +4,30 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <optional>
 #include <vector>
 
 #include "kernels/row_strides.h"
 #include "kernels/types.h"
 #include "plan.h"
+#include "self_check.h"
 
 namespace erlangen {
 
 kernels::DType kernel_dtype(at::ScalarType dtype);
 kernels::DType kernel_dtype(const at::Tensor& tensor);
+
+// A bucket's step by a fused kernel, which is not taken yet: that what a whole step takes is known
+// before the first parameter changes.
+struct KernelStep {
+  Kernel kernel;
+  std::vector<Dtypes> dtypes;  // of its members: parameter, momentum, and for polar rules products
+  std::function<void()> run;   // of use as long as the bucket and the groups are
+};
+
+// Adds the types to those of a step, unless they are there.
+void add_dtypes(std::vector<Dtypes>& all, const Dtypes& dtypes);
 
 // Whether this build has kernels for the device; if it should and has not, it says so once.
 bool has_kernels(at::Device device);

@@ -165,6 +165,14 @@ bool takes_columns(Side side, int64_t m, int64_t n) {
   return side == Side::right || (side == Side::shorter && m > n);
 }
 
+void prove_polar(at::ScalarType dtype, at::Device device, Side side, int64_t m, int64_t n,
+                 const PolarOptions& options) {
+  if (options.ns_method == "exact" || m == 0 || n == 0) return;
+  const auto [k, l] = takes_columns(side, m, n) ? std::pair(n, m) : std::pair(m, n);
+  const PolarForm form = polar_form(dtype, device, side, k, l, options);
+  prove_polar_iteration(device, form.dtype, k, l, iteration_steps(options).size(), form.gram);
+}
+
 void polar_normalised(const at::Tensor& x, const PolarForm& form, const PolarOptions& options) {
   // Autocast would take the products out of the type that ns_dtype asks for.
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);

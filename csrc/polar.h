@@ -40,6 +40,11 @@ PolarForm polar_form(at::ScalarType dtype, at::Device device, Side side, int64_t
 // Whether the Gram matrix is that of the columns: the iteration then works on the transposes.
 bool takes_columns(Side side, int64_t m, int64_t n);
 
+// Has the kernels checked that the polar factor of m×n matrices of `dtype` goes through
+// (self_check.h).
+void prove_polar(at::ScalarType dtype, at::Device device, Side side, int64_t m, int64_t n,
+                 const PolarOptions& options);
+
 // Overwrites x [B, k, l], in form.dtype, laid out as by empty_matrices, and of Frobenius norm at
 // most 1, by the iteration's result.
 void polar_normalised(const at::Tensor& x, const PolarForm& form, const PolarOptions& options);

@@ -2,6 +2,7 @@
 
 #include "device.h"
 #include "parallel_parts.h"
+#include "self_check.h"
 #include "symmetric_product.h"
 
 #include <ATen/core/Tensor.h>
@@ -142,9 +143,9 @@ void iterate(const at::Tensor& x, const PolynomialSteps& steps, bool gram, const
 }
 
 #ifdef ERLANGEN_CUDA
-// All steps in one launch, where that is the way for these matrices.
-bool taken_by_kernel(const at::Tensor& x, const PolynomialSteps& steps, bool gram) {
-  if (steps.size() > kernels::cuda::kPolarIterationMaxSteps) return false;
+// As the kernel takes it.
+kernels::cuda::PolarIteration arguments(const at::Tensor& x, const PolynomialSteps& steps,
+                                        bool gram) {
   kernels::cuda::PolarIteration p = {};
   p.x = x.data_ptr();
   p.batch = x.size(0), p.k = x.size(1), p.l = x.size(2);
@@ -152,21 +153,23 @@ bool taken_by_kernel(const at::Tensor& x, const PolynomialSteps& steps, bool gra
   p.dtype = x.scalar_type() == at::kHalf ? kernels::DType::float16 : kernels::DType::bfloat16;
   p.steps = static_cast<int>(steps.size());
   p.period = gram && x.scalar_type() == at::kHalf ? 2 : 1;
-  for (size_t i = 0; i < steps.size(); ++i) {
+  for (size_t i = 0; i < std::min<size_t>(steps.size(), kernels::cuda::kPolarIterationMaxSteps);
+       ++i) {
     p.a[i] = static_cast<float>(steps[i][0]);
     p.b[i] = static_cast<float>(steps[i][1]);
     p.c[i] = static_cast<float>(steps[i][2]);
   }
-  if (!polar_in_one_launch(cuda_capability(x.device()), x.scalar_type(), p.k, p.l, steps.size(),
-                           kernels::cuda::polar_iteration_supports(p))) {
-    return false;
-  }
-  C10_CUDA_CHECK(
-      kernels::cuda::polar_iteration(p, c10::cuda::getCurrentCUDAStream(x.get_device())));
-  ++batches_by_kernel;
-  return true;
+  return p;
 }
 #endif
+
+// Whether all steps go in one launch: where that is the way for these matrices, and the kernel may
+// be used.
+bool in_proven_launch(at::Device device, at::ScalarType dtype, int64_t k, int64_t l, size_t steps,
+                      bool aligned) {
+  return polar_in_one_launch(cuda_capability(device), dtype, k, l, steps, aligned) &&
+         proven({Kernel::polar_iteration, device, {dtype}});
+}
 
 }  // namespace
 
@@ -183,6 +186,26 @@ bool polar_in_one_launch(int capability, at::ScalarType dtype, int64_t k, int64_
 }
 
 int64_t polar_kernel_count() { return batches_by_kernel; }
+
+void prove_polar_iteration(at::Device device, at::ScalarType dtype, int64_t k, int64_t l,
+                           size_t steps, bool gram) {
+  if (in_proven_launch(device, dtype, k, l, steps, /*aligned=*/true)) return;
+  const auto type = gram ? gram_dtype(dtype, device, k, l) : dtype;
+  const bool same = type == dtype;  // else the factors are narrower than XXᵀ, which ATen multiplies
+  proven_symmetric_route(device, {type, k, l, same, same && kHasWgmma});
+  proven_symmetric_route(device, {type, k, k, true, kHasWgmma});
+}
+
+void polar_iteration_by_kernel(const at::Tensor& x, const PolynomialSteps& steps, bool gram) {
+#ifdef ERLANGEN_CUDA
+  if (x.is_cuda()) {
+    C10_CUDA_CHECK(kernels::cuda::polar_iteration(arguments(x, steps, gram),
+                                                  c10::cuda::getCurrentCUDAStream(x.get_device())));
+    return;
+  }
+#endif
+  polar_iteration(x, steps, gram);
+}
 
 at::ScalarType gram_dtype(at::ScalarType dtype, at::Device device, int64_t k, int64_t l) {
   // On a GPU float32 multiplies at about a twelfth of half precision's rate. Without restarts the
@@ -221,11 +244,17 @@ at::Tensor empty_matrices(at::IntArrayRef sizes, const at::TensorOptions& option
 
 void polar_iteration(const at::Tensor& x, const PolynomialSteps& steps, bool gram) {
   const int64_t batch = x.size(0), k = x.size(1), l = x.size(2);
-  if (x.numel() == 0) return;
+  if (x.numel() == 0 || steps.empty()) return;
 #ifdef ERLANGEN_CUDA
   if (x.is_cuda()) {
     const c10::DeviceGuard guard(x.device());
-    if (!taken_by_kernel(x, steps, gram)) iterate(x, steps, gram, Scratch(x, batch, gram));
+    const bool aligned = kernels::cuda::polar_iteration_supports(arguments(x, steps, gram));
+    if (in_proven_launch(x.device(), x.scalar_type(), k, l, steps.size(), aligned)) {
+      polar_iteration_by_kernel(x, steps, gram);
+      ++batches_by_kernel;
+    } else {
+      iterate(x, steps, gram, Scratch(x, batch, gram));
+    }
     return;
   }
 #endif

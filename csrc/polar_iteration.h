@@ -18,10 +18,11 @@ bool gram_form_is_cheaper(int64_t k, int64_t l);
 at::ScalarType gram_dtype(at::ScalarType dtype, at::Device device, int64_t k, int64_t l);
 
 // Overwrites each matrix of x [B, k, l], of Frobenius norm at most 1, with what the polynomials
-// make of its singular values; `gram` takes the Gram form. Products and scratch memory have x's
-// type, but for gram_dtype. A matrix's result does not depend on the others where all products are
-// our own: on the CPU, and on CUDA in one launch (polar_in_one_launch). Else it does so within the
-// rounding of products, because cuBLAS may take another kernel for another batch.
+// make of its singular values, without steps with itself; `gram` takes the Gram form. Products and
+// scratch memory have x's type, but for gram_dtype. A matrix's result does not depend on the others
+// where all products are our own: on the CPU, and on CUDA in one launch (polar_in_one_launch). Else
+// it does so within the rounding of products, because cuBLAS may take another kernel for another
+// batch.
 void polar_iteration(const at::Tensor& x, const PolynomialSteps& steps, bool gram);
 
 // Whether a kernel of its own takes matrices of this size through all steps in one launch, one
@@ -31,6 +32,13 @@ void polar_iteration(const at::Tensor& x, const PolynomialSteps& steps, bool gra
 // does not depend on what else is in it.
 bool polar_in_one_launch(int capability, at::ScalarType dtype, int64_t k, int64_t l, size_t steps,
                          bool aligned);
+
+// The same by the kernel of its device, which must take it: on CUDA that one launch.
+void polar_iteration_by_kernel(const at::Tensor& x, const PolynomialSteps& steps, bool gram);
+
+// Has the kernels checked that polar_iteration takes for k×l matrices (self_check.h).
+void prove_polar_iteration(at::Device device, at::ScalarType dtype, int64_t k, int64_t l,
+                           size_t steps, bool gram);
 
 // How many batches that kernel has taken. For tests.
 int64_t polar_kernel_count();

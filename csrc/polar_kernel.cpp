@@ -349,35 +349,42 @@ void run_on_cuda(const Section& section, const RuleOptions& rule) {
 
 }  // namespace
 
-bool polar_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& groups) {
+std::optional<KernelStep> polar_kernel_step(const Bucket& bucket,
+                                            const std::vector<StepGroup>& groups) {
   const RuleOptions& rule = bucket.rule;
   const bool norm_rule = rule.rule == "row_norm" || rule.rule == "column_norm";
-  if (norm_rule || bucket.polar_first || !has_kernels(bucket.device)) return false;
+  if (norm_rule || bucket.polar_first || !has_kernels(bucket.device)) return {};
+  KernelStep step = {Kernel::polar_update, {}, {}};
   std::vector<Section> sections;
   for (size_t s = 0; s < bucket.members.front().views.size(); ++s) {
     auto section = section_of(bucket, s, groups);
-    if (!section) return false;
+    if (!section) return {};
+    for (const MatrixParam& member : bucket.members) {
+      add_dtypes(step.dtypes, {bucket.dtype, momentum_of(groups, member.index).scalar_type(),
+                               section->form.dtype});
+    }
     sections.push_back(std::move(*section));
   }
-  for (Section& section : sections) {  // before anything changes: there may be no room for it
-    section.x = empty_matrices({section.matrices, section.k, section.l},
-                               at::TensorOptions(bucket.device).dtype(section.form.dtype));
-    for (Job& job : section.jobs) {
-      job.options.x = section.x.data_ptr();
-      job.options.x_row = section.x.stride(1);
-      job.options.x_matrix = section.x.stride(0);
+  step.run = [&bucket, &groups, sections = std::move(sections)]() mutable {
+    for (Section& section : sections) {  // before anything changes: there may be no room for it
+      section.x = empty_matrices({section.matrices, section.k, section.l},
+                                 at::TensorOptions(bucket.device).dtype(section.form.dtype));
+      for (Job& job : section.jobs) {
+        job.options.x = section.x.data_ptr();
+        job.options.x_row = section.x.stride(1);
+        job.options.x_matrix = section.x.stride(0);
+      }
     }
-  }
-  count_step(bucket, groups);
-  mark_changed(bucket, groups);
-  for (const Section& section : sections) {
-    if (bucket.device.is_cpu()) run_on_cpu(section, rule);
+    count_step(bucket, groups);
+    mark_changed(bucket, groups);
+    for (const Section& section : sections) {
+      if (bucket.device.is_cpu()) run_on_cpu(section, bucket.rule);
 #ifdef ERLANGEN_CUDA
-    if (bucket.device.is_cuda()) run_on_cuda(section, rule);
+      if (bucket.device.is_cuda()) run_on_cuda(section, bucket.rule);
 #endif
-  }
-  count_kernel_steps(static_cast<int64_t>(bucket.members.size()));
-  return true;
+    }
+  };
+  return step;
 }
 
 }  // namespace erlangen

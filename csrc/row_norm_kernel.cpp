@@ -192,31 +192,36 @@ void run_on_cuda(const std::vector<Job>& jobs, bool center, at::Device device) {
 
 }  // namespace
 
-bool row_norm_kernel_step(const Bucket& bucket, const std::vector<StepGroup>& groups) {
-  if (bucket.rule.rule != "row_norm" || bucket.polar_first) return false;
-  if (!has_kernels(bucket.device)) return false;
+std::optional<KernelStep> row_norm_kernel_step(const Bucket& bucket,
+                                               const std::vector<StepGroup>& groups) {
+  if (bucket.rule.rule != "row_norm" || bucket.polar_first) return {};
+  if (!has_kernels(bucket.device)) return {};
+  const bool center = bucket.rule.center;
+  KernelStep step = {center ? Kernel::centered_row_norm : Kernel::row_norm, {}, {}};
   std::vector<Job> jobs;
   for (const MatrixParam& member : bucket.members) {
     for (const MatrixView& view : member.views) {
       const auto job = job_of(bucket, member, view, groups[member.index.group]);
-      if (!job) return false;
+      if (!job) return {};
       jobs.push_back(*job);
     }
+    add_dtypes(step.dtypes, {bucket.dtype, momentum_of(groups, member.index).scalar_type()});
   }
-  count_step(bucket, groups);
-  mark_changed(bucket, groups);
-  if (bucket.device.is_cpu()) {
-    if (bucket.rule.center) {
-      for (const Job& job : jobs) run_centered_on_cpu(job);
-    } else {
-      run_on_cpu(jobs);
+  step.run = [&bucket, &groups, center, jobs = std::move(jobs)] {
+    count_step(bucket, groups);
+    mark_changed(bucket, groups);
+    if (bucket.device.is_cpu()) {
+      if (center) {
+        for (const Job& job : jobs) run_centered_on_cpu(job);
+      } else {
+        run_on_cpu(jobs);
+      }
     }
-  }
 #ifdef ERLANGEN_CUDA
-  if (bucket.device.is_cuda()) run_on_cuda(jobs, bucket.rule.center, bucket.device);
+    if (bucket.device.is_cuda()) run_on_cuda(jobs, center, bucket.device);
 #endif
-  count_kernel_steps(static_cast<int64_t>(bucket.members.size()));
-  return true;
+  };
+  return step;
 }
 
 }  // namespace erlangen

@@ -7,6 +7,7 @@
 #include "polar_kernel.h"
 #include "reference.h"
 #include "row_norm_kernel.h"
+#include "self_check.h"
 #include "step_parts.h"
 
 #include <ATen/TensorOperators.h>
@@ -20,6 +21,8 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <optional>
+#include <utility>
 
 namespace erlangen {
 
@@ -88,7 +91,9 @@ std::vector<at::Tensor> directions(const Bucket& bucket, const std::vector<at::T
   return outputs;
 }
 
-void step_bucket(const Bucket& bucket, const std::vector<StepGroup>& groups) {
+}  // namespace
+
+void reference_step(const Bucket& bucket, const std::vector<StepGroup>& groups) {
   Rollback rollback(scalars_of(groups, bucket.members.front().index));
   std::vector<at::Tensor> inputs;
   for (const MatrixParam& member : bucket.members) {
@@ -111,6 +116,30 @@ void step_bucket(const Bucket& bucket, const std::vector<StepGroup>& groups) {
     apply(groups, index, updates[i]);
   }
   rollback.settle();
+}
+
+namespace {
+
+// The bucket's step by a fused kernel that takes it and may be used.
+std::optional<KernelStep> kernel_step(const Bucket& bucket, const std::vector<StepGroup>& groups) {
+  for (const auto make : {row_norm_kernel_step, column_norm_kernel_step, polar_kernel_step}) {
+    std::optional<KernelStep> step = make(bucket, groups);
+    const auto passes = [&](const Dtypes& dtypes) {
+      return proven({step->kernel, bucket.device, dtypes});
+    };
+    if (step && std::all_of(step->dtypes.begin(), step->dtypes.end(), passes)) return step;
+  }
+  return {};
+}
+
+// Has the kernels checked that the directions of a bucket's matrices go through.
+void prove_directions(const Bucket& bucket) {
+  const std::string& rule = bucket.rule.rule;
+  if (!proves_kernels(bucket.device.type()) || rule == "row_norm" || rule == "column_norm") return;
+  const at::ScalarType dtype = bucket.dtype == at::kDouble ? at::kDouble : at::kFloat;
+  for (const MatrixView& view : bucket.members.front().views) {
+    prove_polar(dtype, bucket.device, side_of(rule), view.m(), view.n(), bucket.rule.polar);
+  }
 }
 
 // Calls visitor(index) for every parameter that takes this step.
@@ -192,13 +221,23 @@ void take_step(const Plan& plan, std::vector<StepGroup>& groups, const StepInput
   const at::NoGradGuard no_grad;
   place_scalars(groups, inputs);
   create_state(plan, groups);
+  // All checks of kernels before the first change.
+  std::vector<std::optional<KernelStep>> steps;
   for (const Bucket& bucket : plan.buckets()) {
     const c10::DeviceGuard guard(bucket.device);
-    if (row_norm_kernel_step(bucket, groups) || column_norm_kernel_step(bucket, groups) ||
-        polar_kernel_step(bucket, groups)) {
+    prove_directions(bucket);
+    steps.push_back(kernel_step(bucket, groups));
+  }
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const Bucket& bucket = plan.buckets()[i];
+    const c10::DeviceGuard guard(bucket.device);
+    const auto step = std::exchange(steps[i], {});  // and its memory, for no longer than it runs
+    if (!step) {
+      reference_step(bucket, groups);
       continue;
     }
-    step_bucket(bucket, groups);
+    step->run();
+    count_kernel_steps(static_cast<int64_t>(bucket.members.size()));
   }
   step_adamw(plan.adamw(), groups);
 }

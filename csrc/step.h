@@ -16,6 +16,9 @@ void step(Plan& plan, std::vector<StepGroup>& groups, StepInputs inputs = {});
 // step() reads where that is the CPU. Apart so that tests on the CPU can follow what a GPU does.
 void take_step(const Plan& plan, std::vector<StepGroup>& groups, const StepInputs& inputs);
 
+// A bucket's step by the reference operations.
+void reference_step(const Bucket& bucket, const std::vector<StepGroup>& groups);
+
 // How many steps of parameters the fused kernels have taken in this process; for tests.
 int64_t kernel_count();
 

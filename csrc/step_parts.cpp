@@ -22,6 +22,10 @@ EquivariantParamState& state_of(const std::vector<StepGroup>& groups, const Para
   return *groups[index.group].states[index.param];
 }
 
+const at::Tensor& momentum_of(const std::vector<StepGroup>& groups, const ParamIndex& index) {
+  return state_of(groups, index).momentum_buffer();
+}
+
 const StepScalars& scalars_of(const std::vector<StepGroup>& groups, const ParamIndex& index) {
   return groups[index.group].scalars(param_of(groups, index).device());
 }

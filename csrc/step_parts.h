@@ -14,6 +14,7 @@ namespace erlangen {
 const EquivariantOptions& options_of(const std::vector<StepGroup>& groups, const ParamIndex& index);
 const at::Tensor& param_of(const std::vector<StepGroup>& groups, const ParamIndex& index);
 EquivariantParamState& state_of(const std::vector<StepGroup>& groups, const ParamIndex& index);
+const at::Tensor& momentum_of(const std::vector<StepGroup>& groups, const ParamIndex& index);
 // On the parameter's device.
 const StepScalars& scalars_of(const std::vector<StepGroup>& groups, const ParamIndex& index);
 

@@ -3,6 +3,7 @@
 #include "device.h"
 #include "kernels/cpu/mirror_lower.h"
 #include "parallel_parts.h"
+#include "self_check.h"
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/addmm.h>
@@ -180,19 +181,23 @@ void by_kernel(const kernels::cuda::SymmetricProduct& product, const at::Tensor&
         kernel(kernels::cuda::some_of(product, first, std::min(slice, product.batch - first)),
                memory.data_ptr(), c10::cuda::getCurrentCUDAStream(out.get_device())));
   }
-  ++products_by_kernel;
+}
+
+SymmetricOperands operands_of(const kernels::cuda::SymmetricProduct& product, at::ScalarType dtype,
+                              bool widens) {
+  SymmetricOperands operands = {dtype, product.n, product.k};
+  operands.mma_sync = !widens && kernels::cuda::symmetric_product_supports(product);
+#ifdef ERLANGEN_SM90
+  operands.wgmma = !widens && kernels::cuda::symmetric_product_sm90_supports(product);
+#endif
+  return operands;
 }
 #endif
 
 void mirror(const at::Tensor& out) {
-#ifdef ERLANGEN_CUDA
-  if (out.is_cuda()) {
-    C10_CUDA_CHECK(kernels::cuda::mirror_lower(
-        out.data_ptr(), out.size(0), out.size(1), out.stride(1), out.stride(0),
-        static_cast<int>(out.element_size()), c10::cuda::getCurrentCUDAStream(out.get_device())));
-    return;
+  if (out.is_cuda() && proven({Kernel::mirror_lower, out.device(), {out.scalar_type()}})) {
+    return mirror_by_kernel(out);
   }
-#endif
   const at::Tensor index = at::arange(out.size(1), out.options().dtype(at::kLong));
   out.copy_(at::where(index.unsqueeze(1).ge(index), out, out.mT()));
 }
@@ -256,6 +261,61 @@ SymmetricRoute symmetric_route(int capability, const SymmetricOperands& operands
   return mma_sync;
 }
 
+SymmetricRoute proven_symmetric_route(at::Device device, SymmetricOperands operands) {
+  using enum SymmetricRoute;
+  const int capability = cuda_capability(device);
+  operands.wgmma = operands.wgmma && takes_wgmma();
+  const auto passes = [&](Kernel kernel) { return proven({kernel, device, {operands.dtype}}); };
+  SymmetricRoute route = symmetric_route(capability, operands);
+  if (route == wgmma && !passes(Kernel::symmetric_product_sm90)) {
+    operands.wgmma = false;
+    route = symmetric_route(capability, operands);
+  }
+  if (route == mma_sync && !passes(Kernel::symmetric_product)) {
+    operands.mma_sync = false;
+    route = symmetric_route(capability, operands);
+  }
+  if (device.is_cuda() && (route == plain || route == strips)) passes(Kernel::mirror_lower);
+  return route;
+}
+
+void symmetric_product_by(SymmetricRoute route, const at::Tensor& out, const at::Tensor& c,
+                          const at::Tensor& a, const at::Tensor& b, double beta, double alpha) {
+  if (out.is_cpu()) return symmetric_on_cpu(out, c, a, b, beta, alpha, route);
+#ifdef ERLANGEN_CUDA
+  if (route == SymmetricRoute::mma_sync) {
+    return by_kernel(arguments(out, c, a, b, beta, alpha), out, kernels::cuda::symmetric_product,
+                     kernels::cuda::symmetric_product_workspace);
+  }
+#ifdef ERLANGEN_SM90
+  if (route == SymmetricRoute::wgmma) {
+    return by_kernel(arguments(out, c, a, b, beta, alpha), out,
+                     kernels::cuda::symmetric_product_sm90,
+                     kernels::cuda::symmetric_product_sm90_workspace);
+  }
+#endif
+#endif
+  if (route == SymmetricRoute::strips) {
+    symmetric_by_strips(out, c, a, b, beta, alpha);
+  } else {
+    aten_product_out(out, c, a, b.mT(), beta, alpha);
+  }
+  mirror(out);
+}
+
+void mirror_by_kernel(const at::Tensor& out) {
+  if (out.is_cpu()) {
+    for (int64_t i = 0; i < out.size(0); ++i) mirror_on_cpu(out, i, 0, out.size(1));
+  }
+#ifdef ERLANGEN_CUDA
+  if (out.is_cuda()) {
+    C10_CUDA_CHECK(kernels::cuda::mirror_lower(
+        out.data_ptr(), out.size(0), out.size(1), out.stride(1), out.stride(0),
+        static_cast<int>(out.element_size()), c10::cuda::getCurrentCUDAStream(out.get_device())));
+  }
+#endif
+}
+
 void symmetric_product_out(const at::Tensor& out, const at::Tensor& c, const at::Tensor& a,
                            const at::Tensor& b, double beta, double alpha) {
   if (out.numel() == 0) return;
@@ -269,38 +329,17 @@ void symmetric_product_out(const at::Tensor& out, const at::Tensor& c, const at:
     return symmetric_product_out(out, c, wide, b.is_same(a) ? wide : b.to(out.scalar_type()), beta,
                                  alpha);
   }
-  if (out.is_cpu()) {
-    const auto route = symmetric_route(0, {out.scalar_type(), out.size(1), a.size(2)});
-    return symmetric_on_cpu(out, c, a, b, beta, alpha, route);
-  }
   SymmetricRoute route = SymmetricRoute::plain;
+  if (out.is_cpu()) route = symmetric_route(0, {out.scalar_type(), out.size(1), a.size(2)});
 #ifdef ERLANGEN_CUDA
   if (out.is_cuda()) {
-    const auto product = arguments(out, c, a, b, beta, alpha);
-    SymmetricOperands operands = {out.scalar_type(), out.size(1), a.size(2)};
-    operands.mma_sync = !widens && kernels::cuda::symmetric_product_supports(product);
-#ifdef ERLANGEN_SM90
-    operands.wgmma = !widens && kernels::cuda::symmetric_product_sm90_supports(product);
-#endif
-    route = symmetric_route(cuda_capability(out.device()), operands);
-    if (route == SymmetricRoute::mma_sync) {
-      return by_kernel(product, out, kernels::cuda::symmetric_product,
-                       kernels::cuda::symmetric_product_workspace);
-    }
-#ifdef ERLANGEN_SM90
-    if (route == SymmetricRoute::wgmma) {
-      return by_kernel(product, out, kernels::cuda::symmetric_product_sm90,
-                       kernels::cuda::symmetric_product_sm90_workspace);
-    }
-#endif
+    const auto operands =
+        operands_of(arguments(out, c, a, b, beta, alpha), out.scalar_type(), widens);
+    route = proven_symmetric_route(out.device(), operands);
+    if (route == SymmetricRoute::mma_sync || route == SymmetricRoute::wgmma) ++products_by_kernel;
   }
 #endif
-  if (route == SymmetricRoute::strips) {
-    symmetric_by_strips(out, c, a, b, beta, alpha);
-  } else {
-    aten_product_out(out, c, a, b.mT(), beta, alpha);
-  }
-  mirror(out);
+  symmetric_product_by(route, out, c, a, b, beta, alpha);
 }
 
 void product_out(const at::Tensor& out, const at::Tensor& c, const at::Tensor& a,

@@ -14,6 +14,7 @@
 #include "ivalue.h"
 #include "plan.h"
 #include "polar_iteration.h"
+#include "self_check.h"
 #include "step.h"
 #include "symmetric_product.h"
 
@@ -391,6 +392,23 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "beta * c + x @ y.T of x, y [n, k], symmetric (y=None: x), as the polar iteration computes "
       "it; for benchmarks and tests.",
       py::arg("x"), py::arg("y") = py::none(), py::arg("c") = py::none(), py::arg("beta") = 0.0);
+  const auto pairs = [](const std::vector<erlangen::KernelOutcome>& outcomes) {
+    std::vector<std::pair<std::string, std::string>> result;
+    for (const auto& [kernel, failure] : outcomes) result.emplace_back(kernel, failure);
+    return result;
+  };
+  def(
+      m, "check_kernels",
+      [pairs](const std::string& device) {
+        const py::gil_scoped_release no_gil;
+        return pairs(erlangen::check_kernels(at::Device(device)));
+      },
+      "Runs every kernel that this build has for the device on its cases: [(kernel, what failed)], "
+      "\"\" for nothing.",
+      py::arg("device"));
+  def(
+      m, "remembered_outcomes", [pairs] { return pairs(erlangen::remembered_outcomes()); },
+      "The kernels that steps have had checked in this process, for tests.");
   def(m, "use_kernels", &erlangen::use_kernels,
       "Fused kernels where there are any, or the reference operations; for tests.", py::arg("use"));
 }

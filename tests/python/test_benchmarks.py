@@ -173,7 +173,7 @@ def test_no_stage_takes_the_time_of_the_next(tmp_path, stubs):
     assert done.returncode == 0, done.stdout + done.stderr
     said = (tmp_path / "stages.txt").read_text()
     had = {name: int(s) for name, s in re.findall(r"(\S+): begins, has (\d+) s", said)}
-    assert re.findall(r"(\S+): passed", said) == list(had) and len(had) == 9
+    assert re.findall(r"(\S+): passed", said) == list(had) and len(had) == 12
     assert max(had.values()) <= 585  # and five until what does not listen is killed
     # Nothing was used up, so that what a stage has beyond the one before is what was kept for it.
     kept = {name: had[name] - had[before] for before, name in itertools.pairwise(had)}
