@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 
 import torch
-from torch.utils.benchmark import Timer
 
 from . import _C, Equivariant, __version__
 from ._build import INFO
@@ -79,16 +79,28 @@ def kernels(device: torch.device) -> tuple[list[str], bool]:
     return lines, passed
 
 
-def in_turns(functions: dict[str, Callable]) -> dict[str, float]:
+def seconds(function: Callable, device: torch.device) -> float:
+    """Of one call, in as many as take a twentieth of a second together."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
+    count = 1
+    while True:
+        wait(device)
+        begin = perf_counter()
+        for _ in range(count):
+            function()
+        wait(device)
+        elapsed = perf_counter() - begin
+        if elapsed > 0.05:
+            return elapsed / count
+        count *= 2
+
+
+def in_turns(functions: dict[str, Callable], device: torch.device) -> dict[str, float]:
     """Medians of seconds, each function timed once in every round."""
     for function in functions.values():
         function()  # state comes into being
-    threads, times = torch.get_num_threads(), {name: [] for name in functions}
-    for _ in range(3):
-        for name, function in functions.items():
-            timer = Timer("function()", globals={"function": function}, num_threads=threads)
-            times[name].append(timer.blocked_autorange(min_run_time=0.1).median)
-    return {name: median(rounds) for name, rounds in times.items()}
+    rounds = [{name: seconds(f, device) for name, f in functions.items()} for _ in range(3)]
+    return {name: median(times[name] for times in rounds) for name in functions}
 
 
 def parameters(count: int, sizes: tuple[int, int], device: torch.device) -> list[torch.Tensor]:
@@ -104,22 +116,25 @@ def parameters(count: int, sizes: tuple[int, int], device: torch.device) -> list
 def row_norm_speed(device: torch.device) -> str:
     rows, columns = (32768, 4096) if device.type == "cuda" else (8192, 1024)
     [param] = parameters(1, (rows, columns), device)
-    target = torch.empty_like(param)
+    source = torch.ones(rows, columns, device=device)
+    target = torch.empty_like(source)
     ours = Equivariant([{"params": [param], "rule": "row_norm"}])
     adamw = torch.optim.AdamW(parameters(1, (rows, columns), device), fused=True)
-    times = in_turns(
-        {
-            "ours": ours.step,
-            "adamw": adamw.step,
-            "copy": lambda: target.copy_(param.detach()),
-        }
-    )
-    # 20 bytes an element: parameter and momentum read and written, the gradient read; a copy has 8.
-    bandwidth = 20 / times["ours"] / (8 / times["copy"])
+    functions = {
+        "ours": ours.step,
+        "adamw": adamw.step,
+        "copy": lambda: target.copy_(source),
+        "negation": source.neg_,
+    }
+    times = in_turns(functions, device)
+    # A CPU's copy may read what it will write over, so the faster of two passes over 8 bytes an
+    # element; a step has 20: parameter and momentum read and written, the gradient read.
+    one_pass = min(times["copy"], times["negation"])
+    bandwidth = 20 / times["ours"] / (8 / one_pass)
     absolute = ""
     if device.type == "cuda":
-        copied = 8 * param.numel() / times["copy"] / 1e9
-        absolute = f" (a copy: {copied:.0f} GB/s; the step: {times['ours'] * 1e3:.2f} ms)"
+        copied = 8 * param.numel() / one_pass / 1e9
+        absolute = f" ({copied:.0f} GB/s; the step takes {times['ours'] * 1e3:.2f} ms)"
     return (
         f"row_norm, {rows}×{columns}: {times['adamw'] / times['ours']:.2f} times as fast as "
         f"torch.optim.AdamW(fused=True), at {bandwidth:.2f} of a copy's bandwidth{absolute}"
@@ -134,7 +149,7 @@ def spectral_speed(device: torch.device) -> str:
         count, size = 2, 512 if found.get("avx512_bf16") or found.get("amx_bf16") else 192
     ours = Equivariant([{"params": parameters(count, (size, size), device), "rule": "spectral"}])
     muon = torch.optim.Muon(parameters(count, (size, size), device))
-    times = in_turns({"ours": ours.step, "muon": muon.step})
+    times = in_turns({"ours": ours.step, "muon": muon.step}, device)
     absolute = f" ({times['ours'] * 1e3:.2f} ms)" if device.type == "cuda" else ""
     return (
         f"spectral, {count} of {size}×{size}: {times['muon'] / times['ours']:.2f} times as fast as "

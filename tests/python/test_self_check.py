@@ -155,7 +155,7 @@ def test_report(monkeypatch, capsys):
     """`python -m erlangen`, without its timings."""
     from erlangen import __main__ as report
 
-    def in_turns(functions):
+    def in_turns(functions, device):
         for function in functions.values():
             function()
         return dict.fromkeys(functions, 0.5)
