@@ -165,7 +165,13 @@ def test_changes_leave_no_trace():
 
 # Drawn once by seed from what the program draws from, and what differs most from them.
 LIBRARIES = {
-    "transformers": ["gpt2", "qwen3", "bert", "mixtral", "gpt_oss", "deepseek_v3"],
+    "transformers": [
+        *("gpt2", "qwen3", "bert", "mixtral", "bloom", "gpt_oss", "qwen3_next", "umt5", "vilt"),
+        *("modernbert", "deepseek_v3", "distilbert"),
+    ],
+    "timm": ["test_vit", "test_convnext", "test_mambaout"],
+    "torchvision": ["vit", "swin"],
+    "diffusers": ["DiTTransformer2DModel", "FluxTransformer2DModel", "SD3Transformer2DModel"],
 }
 
 
