@@ -45,7 +45,7 @@ class Equivariant(Optimizer):
         lr: learning rate, a number or a tensor with one element. A step leaves one that is on a GPU
             to be read there; so with weight_decay.
         weight_decay: decoupled; p ← (1 − lr·weight_decay)·p from the parameter before the step.
-        overrides: with a model, as for :func:`erlangen.param_groups`.
+        overrides, strict: with a model, as for :func:`erlangen.param_groups`.
         options: any other option, as the default of all groups. ``update_scale`` (1.0), ``decay``
             ("decoupled", "cautious"), ``rule`` ("spectral", "right_spectral", "left_spectral",
             "row_norm", "column_norm", "hybrid", "adamw"), ``order`` ("row_then_polar",
@@ -91,6 +91,7 @@ class Equivariant(Optimizer):
         weight_decay=_WEIGHT_DECAY,
         *,
         overrides: Mapping[str, Mapping] | None = None,
+        strict: bool = False,
         **options: Any,
     ):
         name = type(self).__name__
@@ -105,13 +106,15 @@ class Equivariant(Optimizer):
                     "parameters or groups, or erlangen.Equivariant(model), where each parameter "
                     "has the rule of its role"
                 )
-            choices = {"overrides": overrides, "adjust_lr_fn": defaults["adjust_lr_fn"]}
+            scale = defaults["adjust_lr_fn"]
+            choices = {"overrides": overrides, "adjust_lr_fn": scale, "strict": strict}
             groups = param_groups(params, **choices)
             self._origin, params = Origin(params, choices), groups
-        elif overrides is not None:
+        elif overrides is not None or strict:
+            what = "strict" if overrides is None else "overrides"
             raise TypeError(
-                f"{name} was given overrides without a model; allowed: a model, or "
-                "erlangen.param_groups(model, overrides)"
+                f"{name} was given {what} without a model; allowed: a model, or "
+                f"erlangen.param_groups(model, {what}={what})"
             )
         if isinstance(params, torch.Tensor | str | Mapping | set | frozenset) or not isinstance(
             params, Iterable

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 
@@ -48,7 +49,8 @@ class Origin:
                     f"{where}, parameter {index} is {what}; allowed: floating point tensors"
                 )
         wanted = {id(p): index for index, p in enumerate(params)}
-        with _thawed([*params, *known]):
+        with _thawed([*params, *known]), warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
             routed = param_groups(model, **self._choices)
         found = {id(p) for part in routed for p in part["params"]}
         for p, index in wanted.items():
@@ -68,6 +70,10 @@ class Origin:
             for part in parts:
                 part["param_names"] = [names[wanted[id(p)]] for p in part["params"]]
         _tell_apart(parts)
+        # What is assumed of the parameters that the optimizer has was told when they came.
+        if any("assumed" in part["evidence"] for part in parts):
+            for warning in told:
+                warnings.warn(warning.message, warning.category, stacklevel=4)
         return parts
 
     def in_order(self, groups: list[dict]) -> list[dict]:

@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import warnings
 
 import erlangen
 import pytest
@@ -188,6 +189,51 @@ def test_one_group_stays_one():
     assert "lr_with" not in optimizer.param_groups[-1]
 
 
+# ---- What is only assumed
+
+
+class Own(nn.Module):
+    """A class that nobody knows: what its matrix is can only be assumed."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4))
+
+
+def with_own_class(first, second):
+    model = nn.Sequential(first, second)
+    model[1].requires_grad_(False)
+    return model
+
+
+def test_what_is_assumed_of_the_new_ones_is_told():
+    model = with_own_class(nn.LayerNorm(4), Own())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer = erlangen.Equivariant(model, **OPTIONS)
+    with pytest.warns(UserWarning, match="1.weight") as told:
+        optimizer.add_param_group({"params": [model[1].weight]})
+    assert len(told) == 1 and told[0].filename == __file__
+
+
+def test_what_was_told_is_not_told_again():
+    model = with_own_class(Own(), nn.LayerNorm(4))
+    with pytest.warns(UserWarning, match="0.weight"):
+        optimizer = erlangen.Equivariant(model, **OPTIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.add_param_group({"params": list(model[1].parameters())})
+    assert optimizer.param_groups[-1]["evidence"] == ["declared"] * 2
+
+
+def test_strict_stays_strict():
+    model = with_own_class(nn.LayerNorm(4), Own())
+    optimizer = erlangen.Equivariant(model, strict=True, **OPTIONS)
+    refused(ValueError, ["1.weight", "overrides"], optimizer, {"params": [model[1].weight]})
+    model[1].requires_grad_(True)
+    raises(ValueError, ["1.weight"], lambda: erlangen.Equivariant(model, strict=True))
+
+
 # ---- One learning rate
 
 
@@ -352,10 +398,8 @@ def test_no_floating_point(bad):
     refused(TypeError, words, optimizer, {"params": params})
 
 
-def test_overrides_need_a_model():
+@pytest.mark.parametrize("choice", [{"overrides": {"head": {"rule": "adamw"}}}, {"strict": True}])
+def test_choices_need_a_model(choice):
     groups = erlangen.param_groups(Tower())
-    raises(
-        TypeError,
-        ["overrides", "without a model"],
-        lambda: erlangen.Equivariant(groups, overrides={"head": {"rule": "adamw"}}),
-    )
+    words = [*choice, "without a model"]
+    raises(TypeError, words, lambda: erlangen.Equivariant(groups, **choice))
