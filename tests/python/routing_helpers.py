@@ -10,7 +10,7 @@ from torch import nn
 def groups_of(model, overrides=None, **kwargs):
     """The model's groups, without the warning about what is assumed."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".* is only\nassumed|of .* parameters")
+        warnings.filterwarnings("ignore", message="the role of .* is only assumed")
         return param_groups(model, overrides, **kwargs)
 
 

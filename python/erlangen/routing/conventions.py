@@ -445,9 +445,11 @@ _LABELS = Convention(
 )
 
 CONVENTIONS: tuple[Convention, ...] = (
-    _MLA, _MLA_Q_A, _ATTENTION, _FUSED_ATTENTION, _FUSED_KV, _DISENTANGLED, _GATED_MLP, _FUSED_MLP, _MLP,
-    _CHAIN,    _MAMBA, _MAMBA2, _SHORT_CONVOLUTION, _GLU_CONVOLUTION, _DELTA_NET, _FUSED_DELTA_NET, _RWKV,
-    _RWKV_MLP, _SQUARE, _POOLER, _PAIRS, _SCALAR_GATE, _LABELS,
+    _MLA, _MLA_Q_A, _ATTENTION, _FUSED_ATTENTION, _FUSED_KV, _DISENTANGLED,
+    _GATED_MLP, _FUSED_MLP, _MLP, _CHAIN,
+    _MAMBA, _MAMBA2, _SHORT_CONVOLUTION, _GLU_CONVOLUTION, _DELTA_NET, _FUSED_DELTA_NET,
+    _RWKV, _RWKV_MLP,
+    _SQUARE, _POOLER, _PAIRS, _SCALAR_GATE, _LABELS,
 )  # fmt: skip
 
 # Tensors that a module holds itself: names of what is "other" in any number of dimensions
@@ -466,8 +468,10 @@ POSITIONS = (
 )
 # Maps between towers, held as a tensor [in, out]
 PROJECTIONS = r"projection_weight$"
-# A head is recognised where it and the table of tokens are called so
-HEADS = r"lm_head|output|embed_out|unembed(ding)?|to_logits|output_layer|lm_out|logits_proj"
+# Heads by name, with the shape of the table of tokens; those of the second kind are recognised only
+# where the table's name says what it is, too
+HEADS = r"lm_head|embed_out|unembed(ding)?|to_logits|lm_out|logits_proj"
+HEADS_BESIDE_TOKENS = r"output|output_layer|head|logits|decoder"
 TOKEN_TABLES = (
     r"(tok|token|word)_?emb(ed(ding)?s?)?|embed_tokens|wte|tok_embeddings|emb_tokens|vocab_embed\w*"
 )

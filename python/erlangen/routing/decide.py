@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from . import declarations, layers, matching, modules, numbers, tensors
-from .conventions import ATTENTION_CLASSES, HEADS, TOKEN_TABLES
+from .conventions import ATTENTION_CLASSES, HEADS, HEADS_BESIDE_TOKENS, TOKEN_TABLES
 from .findings import ASSUMED, DECLARED, GRADES, RECOGNISED, Finding, assumed
 from .modules import Place
 
@@ -172,13 +172,14 @@ def _heads_by_table(places, findings, decisions, table: Place | None) -> dict[in
     free = [p for p in maps if _is_free(p, decisions)]
     rows, width = weight.shape
     named = any(re.fullmatch(TOKEN_TABLES, name) for _, name in table.users)
-    for place in free if named else ():
+    pattern = f"{HEADS}|{HEADS_BESIDE_TOKENS}" if named else HEADS
+    for place in free:
         shape = modules.logical_shape(place.module)
-        is_called_so = any(re.fullmatch(HEADS, name) for _, name in place.users)
+        is_called_so = any(re.fullmatch(pattern, name) for _, name in place.users)
         if is_called_so and shape[1:] == (width,) and 0 <= shape[0] - rows < 1024:
             options = declarations.head_options(place.config)
             storage = modules.storage(place.module)
-            why = "named as head and table are, in the table's shape"
+            why = "called a head, in the shape of the table of tokens"
             return _of_versions(place, free, Finding("lm_head", RECOGNISED, why, storage, options))
     if free and free[-1] is maps[-1] and rows != width and not _declares_heads(free[-1]):
         if modules.logical_shape(free[-1].module) == (rows, width):

@@ -1,4 +1,4 @@
-"""Conventions held against a model: which parts of it have their names, and obey their equations."""
+"""Conventions held against a model: which parts have their names and obey their equations."""
 
 import re
 from collections.abc import Iterable

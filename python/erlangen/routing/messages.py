@@ -8,6 +8,7 @@ from torch import nn
 from .findings import Finding
 
 _MOST_KINDS = 12  # that a warning lists
+_MOST_EXAMPLES = 3
 
 
 def kind_of(name: str) -> str:
@@ -35,15 +36,16 @@ def assumed_message(
         lines.append(f"  {count}{kind} {list(shape)}: {role}, as {why}")
     if len(shown) < len(kinds):
         lines.append(f"  ... and {len(kinds) - len(shown)} more kinds")
-    (kind, _, role, _), names = max(kinds.items(), key=lambda item: len(item[1]))
-    glob = names[0] if len(names) == 1 else kind
+    most = sorted(kinds.items(), key=lambda item: -len(item[1]))[:_MOST_EXAMPLES]
+    examples = {kind if len(names) > 1 else names[0]: role for (kind, _, role, _), names in most}
+    written = "".join(f"    {name!r}: {{'role': {role!r}}},\n" for name, role in examples.items())
     return (
-        f"of {len(unsure)} parameters ({share:.1%} of the model's matrix elements) the role is only "
-        "assumed, from the type of the layer:\n"
+        f"the role of {len(unsure)} parameters ({share:.1%} of the model's matrix elements) is "
+        "only assumed, from the type of the layer:\n"
         + "\n".join(lines)
-        + "\nSay what they are, by name or glob, for example\n"
-        + f"  overrides={{{glob!r}: {{'role': {role!r}}}}}\n"
-        + "with attention, mlp_in, mlp_out, expert_in, expert_out, router, embedding, lm_head or "
-        + 'dense for a matrix [out, in] (with its "layout" if it is stored another way or is '
-        + "several), and other for everything else."
+        + "\nSay what they are, by name or glob:\n  overrides={\n"
+        + written
+        + "  }\nwith attention, mlp_in, mlp_out, expert_in, expert_out, router, embedding, lm_head "
+        + 'or dense for a matrix [out, in] (with its "layout", such as [{"heads": 8, "dim": -2}], '
+        + "if it is several or stored another way), and other for everything else."
     )

@@ -1,4 +1,4 @@
-"""Conventions about tensors that are no linear maps, and about lists of experts and their routers."""
+"""Conventions about tensors that are no linear maps, and about experts and their routers."""
 
 import re
 from collections.abc import Iterable
