@@ -1,7 +1,6 @@
 """Equivariant and its presets: torch.optim.Optimizer subclasses over the C++ step."""
 
 import inspect
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,21 +12,12 @@ from torch.optim import Optimizer
 from . import _C, _checkpoints
 from ._options import OPTIONS, arguments, entries, parameters
 from .routing import param_groups
+from .routing.messages import callers_level
 from .thawing import Origin, check_link, follow, link, without_model
 
 __all__ = ["Equivariant", "Hybrid", "LeftSpectral", "Muon", "PolarGrad", "RightSpectral", "RowNorm"]
 
 _LR, _WEIGHT_DECAY = OPTIONS["lr"], OPTIONS["weight_decay"]
-
-
-def _callers_level() -> int:
-    """The stacklevel, for whoever calls this, of the first frame outside torch and erlangen."""
-    level = 1
-    while (frame := sys._getframe(level)).f_back is not None:
-        if frame.f_globals.get("__name__", "").split(".")[0] not in ("torch", "erlangen"):
-            break
-        level += 1
-    return level
 
 
 class Equivariant(Optimizer):
@@ -197,7 +187,7 @@ class Equivariant(Optimizer):
             warnings.warn(
                 f"{where} has lr_scale, which is left to schedulers such as timm's, that multiply "
                 "lr by it; the factor on this group's update is called update_scale",
-                stacklevel=_callers_level(),
+                stacklevel=callers_level(),
             )
         check_link(group, where)
         group = self._translated(group)

@@ -166,6 +166,9 @@ class ListLike:
     def __getitem__(self, i):
         return self.items[i]
 
+    def __repr__(self):  # the same in every process: tests are named by it
+        return f"ListLike{self.items}"
+
 
 class DictLike:
     """As its DictConfig."""

@@ -184,7 +184,7 @@ def test_what_is_assumed_is_said_once_with_the_override():
         groups = param_groups(model)
     assert len(warned) == 1
     message = str(warned[0].message)
-    assert "4 parameters (88.2% of the model's matrix elements)" in message
+    assert "the role of 4 of 5 matrices (88.2% of their elements) is only assumed" in message
     assert "first [3, 4]: other" in message and "3 × blocks.*.weight [4, 4]: dense" in message
     assert "gain" not in message and "'blocks.*.weight': {'role': 'dense'}" in message
     assert {g["role"] for g in groups} == {"dense", "other"}

@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from .decide import decide
 from .findings import ASSUMED, Finding, assumed
-from .messages import assumed_message
+from .messages import assumed_message, callers_level
 from .modules import Place, has_one_weight, own_parameters, walk
 from .overrides import Overrides
 
@@ -104,7 +104,7 @@ def param_groups(
         message = assumed_message(unsure, list(trainable.values()), strict)
         if strict:
             raise ValueError(message)
-        warnings.warn(message, UserWarning, stacklevel=2)
+        warnings.warn(message, UserWarning, stacklevel=callers_level())
     return list(groups.values())
 
 

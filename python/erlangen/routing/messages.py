@@ -1,6 +1,7 @@
 """What routing tells the user: tensors of one kind on one line, and the override to write."""
 
 import re
+import sys
 from collections.abc import Iterable
 
 from torch import nn
@@ -9,6 +10,16 @@ from .findings import Finding
 
 _MOST_KINDS = 12  # that a warning lists
 _MOST_EXAMPLES = 3
+
+
+def callers_level() -> int:
+    """The stacklevel, for whoever calls this, of the first frame outside torch and erlangen."""
+    level = 1
+    while (frame := sys._getframe(level)).f_back is not None:
+        if frame.f_globals.get("__name__", "").split(".")[0] not in ("torch", "erlangen"):
+            break
+        level += 1
+    return level
 
 
 def kind_of(name: str) -> str:
@@ -27,20 +38,21 @@ def assumed_message(
         kinds.setdefault((kind_of(name), tuple(p.shape), finding.role, finding.why), []).append(
             name
         )
-    elements = sum(p.numel() for p in all_params if p.ndim >= 2)
-    share = sum(p.numel() for _, p, _ in unsure) / max(elements, 1)
+    matrices = [p for p in all_params if p.ndim >= 2]
+    share = sum(p.numel() for _, p, _ in unsure) / max(sum(p.numel() for p in matrices), 1)
     shown = list(kinds.items()) if strict else list(kinds.items())[:_MOST_KINDS]
     lines = []
     for (kind, shape, role, why), names in shown:
         count = f"{len(names)} × " if len(names) > 1 else ""
-        lines.append(f"  {count}{kind} {list(shape)}: {role}, as {why}")
+        name = kind if len(names) > 1 else names[0]
+        lines.append(f"  {count}{name} {list(shape)}: {role}, as {why}")
     if len(shown) < len(kinds):
         lines.append(f"  ... and {len(kinds) - len(shown)} more kinds")
     most = sorted(kinds.items(), key=lambda item: -len(item[1]))[:_MOST_EXAMPLES]
     examples = {kind if len(names) > 1 else names[0]: role for (kind, _, role, _), names in most}
     written = "".join(f"    {name!r}: {{'role': {role!r}}},\n" for name, role in examples.items())
     return (
-        f"the role of {len(unsure)} parameters ({share:.1%} of the model's matrix elements) is "
+        f"the role of {len(unsure)} of {len(matrices)} matrices ({share:.1%} of their elements) is "
         "only assumed, from the type of the layer:\n"
         + "\n".join(lines)
         + "\nSay what they are, by name or glob:\n  overrides={\n"
