@@ -11,7 +11,7 @@ def test_cpp(cmake_build, tmp_path, record_property):
     cmake = CMake(os.environ | {"GTEST_OUTPUT": f"xml:{tmp_path}/"})
     cmake.run("ctest", "--test-dir", cmake_build, "--no-tests=error", "--output-on-failure")
     programs = [ElementTree.parse(file).getroot() for file in tmp_path.glob("*.xml")]
-    assert len(programs) == 2
+    assert len(programs) == 3
     for suites in programs:
         assert int(suites.get("tests")) > 0 and int(suites.get("failures")) == 0
     skipped = sum(len(suites.findall(".//skipped")) for suites in programs)
