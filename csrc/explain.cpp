@@ -2,6 +2,7 @@
 
 #include "check.h"
 #include "layout.h"
+#include "messages.h"
 #include "rules.h"
 
 #include <c10/util/strides.h>
@@ -10,7 +11,6 @@
 #include <array>
 #include <iomanip>
 #include <map>
-#include <regex>
 #include <sstream>
 
 namespace erlangen {
@@ -68,12 +68,6 @@ Row row_of(const EquivariantOptions& options, const at::Tensor& param, const std
           matrices,
           scale,
           why};
-}
-
-// The name with its numbers left open: one for all layers.
-std::string kind_of(const std::string& name) {
-  static const std::regex number(R"((^|\.)\d+(?=\.))");
-  return std::regex_replace(name, number, "$1*");
 }
 
 // One row for all parameters that differ only in the numbers of their names.

@@ -12,6 +12,8 @@
 #include "check.h"
 #include "explain.h"
 #include "ivalue.h"
+#include "matching.h"
+#include "messages.h"
 #include "plan.h"
 #include "polar_iteration.h"
 #include "self_check.h"
@@ -316,6 +318,41 @@ std::string explain(const py::list& param_groups, bool full) {
   return erlangen::explain(groups, full);
 }
 
+// Role, why and layout of each linear map that is recognised, by the index of its place.
+py::dict recognise_maps(const erlangen::ModuleTree& tree) {
+  py::dict result;
+  for (const auto& [place, found] : erlangen::recognise_maps(tree)) {
+    const auto layout = to_python(EquivariantOptions().layout(found.layout).get("layout"));
+    result[py::int_(place)] = py::make_tuple(found.role, found.why, layout);
+  }
+  return result;
+}
+
+// Role, whether stored as [E, in, out], and whether gate and up are in one, of each stack by name.
+py::dict recognise_stacks(const std::map<std::string, erlangen::Shape>& tensors,
+                          const std::set<int64_t>& counts,
+                          const std::vector<erlangen::Shape>& routers,
+                          std::optional<int64_t> width) {
+  py::dict result;
+  for (const auto& [name, stack] : erlangen::recognise_stacks(tensors, counts, routers, width)) {
+    result[py::str(name)] = py::make_tuple(stack.role, stack.is_transposed, stack.has_halves);
+  }
+  return result;
+}
+
+using AssumedTuple = std::tuple<std::string, std::vector<int64_t>, std::string, std::string>;
+
+std::string assumed_message(const std::vector<AssumedTuple>& params, int64_t matrices,
+                            int64_t elements, bool all) {
+  std::vector<erlangen::AssumedParam> assumed;
+  for (const auto& [name, shape, role, why] : params) assumed.push_back({name, shape, role, why});
+  const auto entry = [](const std::string& name, const std::string& role) {
+    return shown(py::str(name)) + ": {'role': " + shown(py::str(role)) + "}";
+  };
+  return erlangen::assumed_message(assumed, matrices, elements, all,
+                                   {"overrides={", "}", entry, R"([{"heads": 8, "dim": -2}])"});
+}
+
 at::Tensor symmetric_product(const at::Tensor& x, const std::optional<at::Tensor>& y,
                              const std::optional<at::Tensor>& c, double beta) {
   TORCH_CHECK_VALUE(x.dim() == 2 && at::isFloatingType(x.scalar_type()), "x has the shape ",
@@ -365,6 +402,27 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     erlangen::check_params_apart(memory);
   });
   def(m, "explain", &explain, py::arg("param_groups"), py::arg("full") = false);
+  using erlangen::ModulePlace;
+  py::class_<ModulePlace>(m, "ModulePlace")
+      .def(py::init<>())
+      .def_readwrite("kind", &ModulePlace::kind)
+      .def_readwrite("type", &ModulePlace::type)
+      .def_readwrite("is_list", &ModulePlace::is_list)
+      .def_readwrite("is_container", &ModulePlace::is_container)
+      .def_readwrite("users", &ModulePlace::users)
+      .def_readwrite("map", &ModulePlace::map)
+      .def_readwrite("stated", &ModulePlace::stated)
+      .def_readwrite("config", &ModulePlace::config)
+      .def_readwrite("experts", &ModulePlace::experts)
+      .def_readwrite("own_experts", &ModulePlace::own_experts)
+      .def_readwrite("stacks", &ModulePlace::stacks);
+  def(m, "recognise_maps", &recognise_maps, "What conventions say of a model's linear maps.");
+  def(m, "recognise_stacks", &recognise_stacks, "Experts' matrices in stacks.", py::arg("tensors"),
+      py::kw_only(), py::arg("counts"), py::arg("routers"), py::arg("width"));
+  def(m, "name_patterns", &erlangen::name_patterns,
+      "Regular expressions about names of tensors, modules and classes.");
+  def(m, "assumed_message", &assumed_message, "What routing only assumes, in words.",
+      py::arg("params"), py::arg("matrices"), py::arg("elements"), py::arg("all"));
   def(m, "role_names", &erlangen::role_names);
   def(m, "rule_names", &erlangen::rule_names);
   def(m, "option_names", &EquivariantOptions::names);

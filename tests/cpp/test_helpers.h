@@ -106,6 +106,20 @@ inline void expect_same(const Picture& a, const Picture& b) {
   for (size_t i = 0; i < a.options.size(); ++i) EXPECT_EQ(a.options[i], b.options[i]);
 }
 
+// Keeps warnings to itself as long as it lives.
+class CaughtWarnings {
+ public:
+  std::vector<std::string> messages() const { return handler_.messages; }
+
+ private:
+  struct Handler : c10::WarningHandler {
+    void process(const c10::Warning& warning) override { messages.push_back(warning.msg()); }
+    std::vector<std::string> messages;
+  };
+  Handler handler_;
+  c10::WarningUtils::WarningHandlerGuard guard_{&handler_};
+};
+
 // Runs `action`, which must raise Error with a message that contains all `words`.
 template <typename Error, typename Action>
 void expect_raises(const std::vector<std::string>& words, Action&& action) {

@@ -27,7 +27,6 @@ def decide(places: list[Place]) -> dict[int, Finding]:
 def _collect(places: list[Place]) -> dict[int, Uses]:
     """Every finding about every parameter, keyed by the parameter's id: one for each use."""
     of_maps = matching.recognise(places)
-    of_maps |= tensors.experts_apart(places, of_maps)
     recorded = declarations.recorded(places)
     of_maps |= declarations.output_embeddings(places)
     of_tensors = tensors.recognise(places)

@@ -1,15 +1,13 @@
-"""What routing tells the user: tensors of one kind on one line, and the override to write."""
+"""What routing tells the user."""
 
-import re
 import sys
 from collections.abc import Iterable
 
 from torch import nn
 
-from .findings import Finding
+from erlangen import _C
 
-_MOST_KINDS = 12  # that a warning lists
-_MOST_EXAMPLES = 3
+from .findings import Finding
 
 
 def callers_level() -> int:
@@ -22,42 +20,12 @@ def callers_level() -> int:
     return level
 
 
-def kind_of(name: str) -> str:
-    """The name with its numbers left open: one for all layers."""
-    return re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name)
-
-
 def assumed_message(
     unsure: list[tuple[str, nn.Parameter, Finding]],
     all_params: Iterable[nn.Parameter],
     strict: bool,
 ) -> str:
     """Says what is only assumed, one line a kind, and which override makes it sure."""
-    kinds: dict[tuple, list] = {}
-    for name, p, finding in unsure:
-        kinds.setdefault((kind_of(name), tuple(p.shape), finding.role, finding.why), []).append(
-            name
-        )
-    matrices = [p for p in all_params if p.ndim >= 2]
-    share = sum(p.numel() for _, p, _ in unsure) / max(sum(p.numel() for p in matrices), 1)
-    shown = list(kinds.items()) if strict else list(kinds.items())[:_MOST_KINDS]
-    lines = []
-    for (kind, shape, role, why), names in shown:
-        count = f"{len(names)} × " if len(names) > 1 else ""
-        name = kind if len(names) > 1 else names[0]
-        lines.append(f"  {count}{name} {list(shape)}: {role}, as {why}")
-    if len(shown) < len(kinds):
-        lines.append(f"  ... and {len(kinds) - len(shown)} more kinds")
-    most = sorted(kinds.items(), key=lambda item: -len(item[1]))[:_MOST_EXAMPLES]
-    examples = {kind if len(names) > 1 else names[0]: role for (kind, _, role, _), names in most}
-    written = "".join(f"    {name!r}: {{'role': {role!r}}},\n" for name, role in examples.items())
-    return (
-        f"the role of {len(unsure)} of {len(matrices)} matrices ({share:.1%} of their elements) is "
-        "only assumed, from the type of the layer:\n"
-        + "\n".join(lines)
-        + "\nSay what they are, by name or glob:\n  overrides={\n"
-        + written
-        + "  }\nwith attention, mlp_in, mlp_out, expert_in, expert_out, router, embedding, lm_head "
-        + 'or dense for a matrix [out, in] (with its "layout", such as [{"heads": 8, "dim": -2}], '
-        + "if it is several or stored another way), and other for everything else."
-    )
+    params = [(name, list(p.shape), finding.role, finding.why) for name, p, finding in unsure]
+    sizes = [p.numel() for p in all_params if p.ndim >= 2]
+    return _C.assumed_message(params, len(sizes), sum(sizes), strict)

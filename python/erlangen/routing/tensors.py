@@ -1,15 +1,13 @@
-"""Conventions about tensors that are no linear maps, and about experts and their routers."""
+"""Conventions about tensors that are no linear maps."""
 
 import re
-from collections.abc import Iterable
-from dataclasses import replace
+
+from erlangen import _C
 
 from . import modules, numbers
-from .conventions import EXPERT_STACKS, EXPERTS, POSITIONS, PROJECTIONS, ROUTERS
-from .declarations import router_options
+from .conventions import POSITIONS, PROJECTIONS
 from .findings import RECOGNISED, Finding
 from .layers import heads
-from .matching import named_maps, solve
 from .modules import TRANSPOSE, Place
 
 
@@ -78,32 +76,20 @@ def _widths(place: Place) -> set[int]:
 
 def _stacks(place: Place, raw: dict) -> dict[int, Finding]:
     """Experts' matrices in stacks [E, out, in] or [E, in, out], as their equations tell."""
-    for names, parts in EXPERT_STACKS:
-        stacks = [raw.get(name) for name in names.split()]
-        if any(p is None or p.ndim != 3 for p in stacks):
-            continue
-        counts = numbers.experts(place) | _list_lengths(place)
-        if counts.isdisjoint(p.shape[0] for p in stacks):
-            continue
-        plain = [tuple(p.shape) for p in stacks]
-        swapped = [shape[:1] + shape[:0:-1] for shape in plain]
-        widths = _widths_of_inputs(place, stacks[0].shape[0])
-        ways = [
-            shapes
-            for shapes in (plain, swapped)
-            if (solved := solve(parts, shapes, {})) and (not widths or solved["_d"] in widths)
-        ]
-        if len(ways) != 1:
-            continue
-        storage = [TRANSPOSE] if ways[0] is swapped else []
-        found = {}
-        for part, p in zip(parts, stacks, strict=True):
-            # Gate and up in one: as halves where the code cuts them so, else unknown.
-            is_cut = part.layout and modules.calls(place.module, "chunk")
-            layout = storage + (heads(2, -2) if is_cut else [])
-            found[id(p)] = Finding(part.role, RECOGNISED, "a stack of experts", layout)
-        return found
-    return {}
+    maps = _maps_beside(place)
+    stacks = _C.recognise_stacks(
+        {name: list(p.shape) for name, p in raw.items()},
+        counts=numbers.experts(place) | {shape[0] for shape in maps if shape[0] > 1},
+        routers=maps,
+        width=numbers.read(place.config, *numbers.WIDTHS),
+    )
+    found = {}
+    for name, (role, is_transposed, has_halves) in stacks.items():
+        # Gate and up in one: as halves where the code cuts them so, else unknown.
+        is_cut = has_halves and modules.calls(place.module, "chunk")
+        layout = ([TRANSPOSE] if is_transposed else []) + (heads(2, -2) if is_cut else [])
+        found[id(raw[name])] = Finding(role, RECOGNISED, "a stack of experts", layout)
+    return found
 
 
 def _blocks(place: Place, raw: dict) -> dict[int, Finding]:
@@ -128,83 +114,9 @@ def _blocks(place: Place, raw: dict) -> dict[int, Finding]:
     }
 
 
-def _widths_of_inputs(place: Place, count: int) -> set[int]:
-    """What the experts read: the config's width, and that of maps onto as many logits."""
-    found = {numbers.read(place.config, *numbers.WIDTHS)} - {None}
-    if place.owner is not None and not found:
-        maps = [m for m in place.owner.module.modules() if modules.is_linear(m)]
-        shapes = [modules.logical_shape(m) for m in maps]
-        found = {shape[1] for shape in shapes if shape and shape[0] == count}
-    return found
-
-
-def _list_lengths(place: Place) -> set[int]:
-    """Rows of the routers beside the module."""
-    owner = place.owner
-    if owner is None:
-        return set()
-    maps = [m for m in owner.module.modules() if modules.is_linear(m)]
-    return {shape[0] for m in maps if (shape := modules.logical_shape(m))} - {1}
-
-
-# Experts as a list of modules
-
-
-def experts_apart(places: list[Place], of_maps: dict[int, Finding]) -> dict[int, Finding]:
-    """Routers by name, with as many rows as there are experts beside them, and the maps of experts
-    in a list, with as many entries as the router has rows or as is stated."""
-    found: dict[int, Finding] = {}
-    maps = named_maps(places)
-    by_id = {id(place.module): place for place in places}
-    for anchor, parts in maps.values():
-        lists, stacked = _experts_of(anchor)
-        counts = numbers.experts(anchor) | {
-            numbers.read(module, *numbers.EXPERTS)
-            for name, child in anchor.module._modules.items()
-            if child is not None and re.search(EXPERTS, name)
-            for module in child.modules()
-        }
-        sizes = {len(experts) for experts in lists} | stacked
-        for name, versions in parts.items():
-            rows = modules.logical_shape(versions[0].module)[:1]
-            if not re.fullmatch(ROUTERS, name) or not rows or rows[0] < 2:
-                continue
-            if rows[0] in sizes or (rows[0] in counts and (sizes or _names_experts(parts))):
-                counts = counts | {rows[0]}
-                for place in versions:
-                    storage = modules.storage(place.module)
-                    why = f"{rows[0]} rows, one for each expert"
-                    options = router_options(place)
-                    found[id(place.module)] = Finding("router", RECOGNISED, why, storage, options)
-        for experts in lists:
-            if len(experts) not in counts:
-                continue
-            for expert in experts:
-                for module in expert.modules():
-                    finding = of_maps.get(id(module))
-                    if finding is None or id(module) not in by_id:
-                        continue
-                    role = {"mlp_in": "expert_in", "mlp_out": "expert_out"}.get(finding.role)
-                    if role is not None:
-                        found[id(module)] = replace(finding, role=role, why="an expert's MLP")
-    return found
-
-
-def _names_experts(names: Iterable[str]) -> bool:
-    return any(re.search(EXPERTS, name) for name in names)
-
-
-def _experts_of(anchor: Place) -> tuple[list[list], set[int]]:
-    """The lists of modules that are called experts, and the lengths of stacks in such a module."""
-    lists, stacked = [], set()
-    for name, child in anchor.module._modules.items():
-        if child is None or not re.search(EXPERTS, name):
-            continue
-        children = [c for c in child._modules.values() if c is not None]
-        if len(children) > 1 and len({type(c) for c in children}) == 1:
-            lists.append(children)
-        for module in (child, *children):
-            stacked |= {
-                p.shape[0] for p in module._parameters.values() if p is not None and p.ndim == 3
-            }
-    return lists, stacked
+def _maps_beside(place: Place) -> list[tuple[int, ...]]:
+    """The shapes of the linear maps around the module: routers have a row for each expert."""
+    if place.owner is None:
+        return []
+    maps = [m for m in place.owner.module.modules() if modules.is_linear(m)]
+    return [shape for m in maps if len(shape := modules.logical_shape(m)) == 2]

@@ -1,0 +1,173 @@
+#include "findings.h"
+
+#include <torch/nn/modules/activation.h>
+#include <torch/nn/modules/conv.h>
+#include <torch/nn/modules/embedding.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/modules/normalization.h>
+#include <torch/nn/modules/rnn.h>
+
+#include <algorithm>
+#include <sstream>
+
+namespace erlangen {
+
+namespace nn = torch::nn;
+
+namespace {
+
+Layout heads(int64_t n, int64_t dim) {
+  return n > 1 ? Layout{LayoutStep::heads(n, dim)} : Layout{};
+}
+
+// A gain [C, 1, 1], a class token [1, 1, d]: at most one of its sizes is not 1.
+bool is_vector(const torch::Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return tensor.dim() > 2 &&
+         std::count_if(sizes.begin(), sizes.end(), [](int64_t size) { return size != 1; }) <= 1;
+}
+
+// [out, in / groups, k, ...], transposed ones [in, out / groups, k, ...].
+//
+// Each group is a linear map of its own. A depthwise kernel maps no channel to another, it is one
+// filter a channel: not a matrix, and none of the matrices' symmetries.
+template <typename Conv>
+bool judge_convolution(const nn::Module& module, bool transposed, Finding& finding) {
+  const auto* conv = dynamic_cast<const Conv*>(&module);
+  if (!conv) return false;
+  const int64_t groups = conv->options.groups();
+  if (groups > 1 && groups == conv->options.in_channels() &&
+      (!transposed || groups == conv->options.out_channels())) {
+    finding = {"other", Grade::declared, "a filter for each channel"};
+    return true;
+  }
+  Layout layout = {LayoutStep::flatten()};
+  if (groups > 1) layout.push_back(LayoutStep::heads(groups, -2));
+  if (transposed) layout.push_back(LayoutStep::transpose());
+  if (is_linear(module)) {
+    finding = {"dense", Grade::assumed, "a convolution of single points", std::move(layout)};
+  } else {  // whatever it is for: what mixes neighbours is none of the other roles
+    finding = {"dense", Grade::declared, "a convolution", std::move(layout)};
+  }
+  return true;
+}
+
+// One number for each head, as a bias by distance has, is no vector that could be rotated.
+Finding judge_table(const Model& model, size_t place, const torch::Tensor& table) {
+  for (const auto& [user, name] : model.tree[place].users) {
+    const Sizes& stated = model.tree[user].stated;
+    const auto count = stated.find("heads");
+    if (count == stated.end() || count->second != table.size(1)) continue;
+    const Grade grade = is_found("distances", name) ? Grade::recognised : Grade::assumed;
+    return {"other", grade, "one number for each attention head"};
+  }
+  return {"embedding", Grade::declared, "a lookup table"};
+}
+
+Finding judge_weight(const Model& model, size_t place, const torch::Tensor& weight) {
+  const nn::Module& module = *model.nodes[place].module;
+  if (is_embedding(module)) return judge_table(model, place, weight);
+  if (const auto owner = owner_of(model.tree, place)) {
+    if (const auto* attention = model.nodes[*owner].module->as<nn::MultiheadAttentionImpl>()) {
+      return {"attention", Grade::declared, "torch.nn.MultiheadAttention",
+              heads(attention->options.num_heads(), -1)};
+    }
+  }
+  if (module.as<nn::BilinearImpl>()) {
+    // [out, in1, in2]: rows are outputs, columns the products of two inputs.
+    return {"dense", Grade::declared, "torch.nn.Bilinear", {LayoutStep::flatten()}};
+  }
+  Finding finding;
+  const bool is_conv = judge_convolution<nn::Conv1dImpl>(module, false, finding) ||
+                       judge_convolution<nn::Conv2dImpl>(module, false, finding) ||
+                       judge_convolution<nn::Conv3dImpl>(module, false, finding) ||
+                       judge_convolution<nn::ConvTranspose1dImpl>(module, true, finding) ||
+                       judge_convolution<nn::ConvTranspose2dImpl>(module, true, finding) ||
+                       judge_convolution<nn::ConvTranspose3dImpl>(module, true, finding);
+  if (is_conv) return finding;
+  return {"dense", Grade::assumed, "a " + model.tree[place].kind};
+}
+
+// Recurrent layers stack the matrices of their gates; an LSTM's projection has none.
+template <typename Layer, typename Cell>
+bool judge_recurrent(const nn::Module& module, const torch::Tensor& tensor, int64_t gates,
+                     Finding& finding) {
+  int64_t hidden = 0;
+  if (const auto* layer = dynamic_cast<const Layer*>(&module)) {
+    hidden = layer->options_base.hidden_size();
+  } else if (const auto* cell = dynamic_cast<const Cell*>(&module)) {
+    hidden = cell->options_base.hidden_size();
+  } else {
+    return false;
+  }
+  const bool has_gates = tensor.size(0) == gates * hidden;
+  finding = {"dense", Grade::declared, "of a recurrent layer",
+             has_gates ? heads(gates, -2) : Layout{}};
+  return true;
+}
+
+Finding judge_attention(const nn::MultiheadAttentionImpl& module, const torch::Tensor& tensor) {
+  const std::string why = "torch.nn.MultiheadAttention";
+  // q, k, v apart or one above the other: the heads of each are equal parts of the rows.
+  const int64_t rows = tensor.size(0) * module.options.num_heads();
+  const int64_t width = module.options.embed_dim();
+  if (rows % width != 0) {
+    return {"attention", Grade::assumed, why + ", whose rows are no multiple of its width"};
+  }
+  return {"attention", Grade::declared, why, heads(rows / width, -2)};
+}
+
+Finding judge_tensor(const Model& model, size_t place, const std::string& name,
+                     const torch::Tensor& tensor) {
+  const nn::Module& module = *model.nodes[place].module;
+  const std::string& kind = model.tree[place].kind;
+  if (module.as<nn::LayerNormImpl>() || kind.find("Norm") != std::string::npos) {
+    return {"other", Grade::declared, "gains of a norm"};
+  }
+  Finding finding;
+  if (judge_recurrent<nn::LSTMImpl, nn::LSTMCellImpl>(module, tensor, 4, finding) ||
+      judge_recurrent<nn::GRUImpl, nn::GRUCellImpl>(module, tensor, 3, finding) ||
+      judge_recurrent<nn::RNNImpl, nn::RNNCellImpl>(module, tensor, 1, finding)) {
+    return finding;
+  }
+  if (const auto* attention = module.as<nn::MultiheadAttentionImpl>()) {
+    return judge_attention(*attention, tensor);
+  }
+  const std::pair<const char*, const char*> kinds[] = {
+      {"vectors", "bias"}, {"gains", "gains"}, {"tables_of_numbers", "numbers"}};
+  for (const auto& [pattern, what] : kinds) {
+    if (pattern == std::string("vectors") && tensor.dim() != 2) continue;
+    if (is_found(pattern, name)) {
+      return {"other", Grade::recognised, std::string(what) + ", by the name " + name};
+    }
+  }
+  std::ostringstream sizes;
+  sizes << tensor.sizes();
+  return {"other", Grade::assumed, "a tensor of " + kind + " itself, " + sizes.str()};
+}
+
+}  // namespace
+
+const char* name_of(Grade grade) {
+  return grade == Grade::declared     ? "declared"
+         : grade == Grade::recognised ? "recognised"
+                                      : "assumed";
+}
+
+std::vector<std::pair<torch::Tensor, Finding>> judge(const Model& model, size_t place) {
+  const ModuleNode& node = model.nodes[place];
+  const bool has_weight = has_one_weight(*node.module);
+  std::vector<std::pair<torch::Tensor, Finding>> result;
+  for (const auto& [name, tensor] : node.tensors) {
+    if (tensor.dim() < 2 || is_vector(tensor)) {
+      result.push_back({tensor, {"other", Grade::declared, "a vector"}});
+    } else if (has_weight && name == "weight") {
+      result.emplace_back(tensor, judge_weight(model, place, tensor));
+    } else {
+      result.emplace_back(tensor, judge_tensor(model, place, name, tensor));
+    }
+  }
+  return result;
+}
+
+}  // namespace erlangen

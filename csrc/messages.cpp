@@ -1,0 +1,94 @@
+#include "messages.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <map>
+#include <regex>
+#include <tuple>
+
+namespace erlangen {
+
+namespace {
+
+constexpr size_t kMostKinds = 12;  // that a warning lists
+constexpr size_t kMostExamples = 3;
+
+int64_t elements_of(const std::vector<int64_t>& shape) {
+  int64_t product = 1;
+  for (const int64_t size : shape) product *= size;
+  return product;
+}
+
+std::string text_of(const std::vector<int64_t>& shape) {
+  std::string text;
+  for (const int64_t size : shape) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  return "[" + text + "]";
+}
+
+}  // namespace
+
+std::string kind_of(const std::string& name) {
+  static const std::regex number(R"((^|\.)\d+(?=\.))");
+  return std::regex_replace(name, number, "$1*");
+}
+
+std::string assumed_message(const std::vector<AssumedParam>& params, int64_t matrices,
+                            int64_t elements, bool all, const OverrideSyntax& syntax) {
+  struct Kind {
+    std::string glob;
+    const AssumedParam* first;
+    size_t count = 0;
+    const std::string& name() const { return count > 1 ? glob : first->name; }
+  };
+  std::vector<Kind> kinds;
+  using Key = std::tuple<std::string, std::vector<int64_t>, std::string, std::string>;
+  std::map<Key, size_t> index;
+  int64_t assumed = 0;
+  for (const AssumedParam& param : params) {
+    const std::string glob = kind_of(param.name);
+    const auto [found, is_new] =
+        index.try_emplace(Key(glob, param.shape, param.role, param.why), kinds.size());
+    if (is_new) kinds.push_back({glob, &param});
+    ++kinds[found->second].count;
+    assumed += elements_of(param.shape);
+  }
+  const double share =
+      100.0 * static_cast<double>(assumed) / static_cast<double>(std::max<int64_t>(elements, 1));
+  char percent[32];
+  std::snprintf(percent, sizeof(percent), "%.1f%%", share);
+  std::string text = "the role of " + std::to_string(params.size()) + " of " +
+                     std::to_string(matrices) + " matrices (" + percent +
+                     " of their elements) is only assumed, from the type of the layer:\n";
+  const size_t shown = all ? kinds.size() : std::min(kinds.size(), kMostKinds);
+  for (size_t i = 0; i < shown; ++i) {
+    const Kind& kind = kinds[i];
+    text += "  " + (kind.count > 1 ? std::to_string(kind.count) + " × " : "") + kind.name() + " " +
+            text_of(kind.first->shape) + ": " + kind.first->role + ", as " + kind.first->why + "\n";
+  }
+  if (shown < kinds.size()) {
+    text += "  ... and " + std::to_string(kinds.size() - shown) + " more kinds\n";
+  }
+  std::stable_sort(kinds.begin(), kinds.end(),
+                   [](const Kind& a, const Kind& b) { return a.count > b.count; });
+  kinds.resize(std::min(kinds.size(), kMostExamples), Kind{});
+  text += "Say what they are, by name or glob:\n  " + syntax.begin + "\n";
+  std::vector<std::pair<std::string, std::string>> examples;
+  for (const Kind& kind : kinds) {  // one glob may stand for several, of different shapes
+    const auto known = std::find_if(examples.begin(), examples.end(),
+                                    [&](const auto& entry) { return entry.first == kind.name(); });
+    if (known == examples.end()) {
+      examples.emplace_back(kind.name(), kind.first->role);
+    } else {
+      known->second = kind.first->role;
+    }
+  }
+  for (const auto& [name, role] : examples) text += "    " + syntax.entry(name, role) + ",\n";
+  text += "  " + syntax.end +
+          "\nwith attention, mlp_in, mlp_out, expert_in, expert_out, router, embedding, lm_head or "
+          "dense for a matrix [out, in] (with its \"layout\", such as " +
+          syntax.layout +
+          ", if it is several or stored another way), and other for everything else.";
+  return text;
+}
+
+}  // namespace erlangen

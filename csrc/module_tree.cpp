@@ -1,0 +1,167 @@
+#include "module_tree.h"
+
+#include <torch/nn/modules/activation.h>
+#include <torch/nn/modules/container/moduledict.h>
+#include <torch/nn/modules/container/modulelist.h>
+#include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/conv.h>
+#include <torch/nn/modules/embedding.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/modules/transformer.h>
+
+#include <algorithm>
+#include <typeinfo>
+#include <unordered_map>
+#include <unordered_set>
+
+namespace erlangen {
+
+namespace nn = torch::nn;
+
+namespace {
+
+template <typename... Types>
+bool is_any(const nn::Module& module) {
+  return (... || (dynamic_cast<const Types*>(&module) != nullptr));
+}
+
+template <typename... Types>
+bool is_exactly(const nn::Module& module) {
+  return (... || (typeid(module) == typeid(Types)));
+}
+
+// The class's name as Python would have it: "Linear" of torch::nn::LinearImpl.
+std::string class_name(const nn::Module& module) {
+  std::string name = module.name();
+  name.resize(std::min(name.find('<'), name.size()));
+  const size_t scope = name.rfind("::");
+  if (scope != std::string::npos) name.erase(0, scope + 2);
+  const std::string suffix = "Impl";
+  if (name.size() > suffix.size() && name.ends_with(suffix)) {
+    name.resize(name.size() - suffix.size());
+  }
+  return name;
+}
+
+template <typename Conv>
+bool looks_at_points(const nn::Module& module) {
+  const auto* conv = dynamic_cast<const Conv*>(&module);
+  if (!conv || conv->options.groups() != 1) return false;
+  const auto& kernel = *conv->options.kernel_size();
+  return std::all_of(kernel.begin(), kernel.end(), [](int64_t size) { return size == 1; });
+}
+
+Sizes stated_by(const nn::Module& module) {
+  if (const auto* attention = dynamic_cast<const nn::MultiheadAttentionImpl*>(&module)) {
+    return {{"heads", attention->options.num_heads()}, {"head_dim", attention->head_dim}};
+  }
+  if (const auto* transformer = dynamic_cast<const nn::TransformerImpl*>(&module)) {
+    return {{"heads", transformer->options.nhead()}};
+  }
+  return {};
+}
+
+ModulePlace place_of(const ModuleNode& node) {
+  const nn::Module& module = *node.module;
+  ModulePlace place;
+  place.kind = class_name(module);
+  place.type = static_cast<int64_t>(typeid(module).hash_code());
+  place.is_list = is_exactly<nn::ModuleListImpl, nn::ModuleDictImpl>(module);
+  place.is_container = place.is_list || is_exactly<nn::SequentialImpl>(module);
+  if (is_linear(module)) {
+    const torch::Tensor weight = weight_of(node);
+    place.map.emplace();
+    if (weight.defined()) {
+      const size_t dims = is_convolution(module) ? 2 : weight.sizes().size();
+      place.map = Shape(weight.sizes().begin(), weight.sizes().begin() + dims);
+    }
+  }
+  place.stated = stated_by(module);
+  for (const auto& [name, tensor] : node.tensors) {
+    if (tensor.dim() == 3) place.stacks.insert(tensor.size(0));
+  }
+  return place;
+}
+
+}  // namespace
+
+bool is_linear(const nn::Module& module) {
+  return is_any<nn::LinearImpl>(module) || looks_at_points<nn::Conv1dImpl>(module) ||
+         looks_at_points<nn::Conv2dImpl>(module) || looks_at_points<nn::Conv3dImpl>(module);
+}
+
+bool is_embedding(const nn::Module& module) {
+  return is_any<nn::EmbeddingImpl, nn::EmbeddingBagImpl>(module);
+}
+
+bool is_convolution(const nn::Module& module) {
+  return is_any<nn::Conv1dImpl, nn::Conv2dImpl, nn::Conv3dImpl>(module);
+}
+
+bool has_one_weight(const nn::Module& module) {
+  return is_linear(module) || is_embedding(module) || is_convolution(module) ||
+         is_any<nn::ConvTranspose1dImpl, nn::ConvTranspose2dImpl, nn::ConvTranspose3dImpl,
+                nn::BilinearImpl>(module);
+}
+
+torch::Tensor weight_of(const ModuleNode& node) {
+  for (const auto& [name, tensor] : node.tensors) {
+    if (name == "weight") return tensor;
+  }
+  return {};
+}
+
+Layout storage_of(const nn::Module& linear) {
+  return is_convolution(linear) ? Layout{LayoutStep::flatten()} : Layout{};
+}
+
+Model::Model(const nn::Module& root) {
+  struct Visit {
+    const nn::Module* module;
+    size_t user;
+    std::string name;
+  };
+  std::unordered_map<const nn::Module*, size_t> index;
+  std::vector<Visit> stack = {{&root, 0, ""}};
+  while (!stack.empty()) {
+    const Visit visit = std::move(stack.back());
+    stack.pop_back();
+    const auto [found, is_new] = index.try_emplace(visit.module, nodes.size());
+    if (is_new) {
+      std::string path = visit.name;
+      if (!nodes.empty() && !nodes[visit.user].path.empty()) {
+        path = nodes[visit.user].path + "." + path;
+      }
+      ModuleNode node = {visit.module, std::move(path), {}};
+      for (const auto& item : visit.module->named_parameters(/*recurse=*/false)) {
+        node.tensors.emplace_back(item.key(), item.value());
+      }
+      tree.push_back(place_of(node));
+      nodes.push_back(std::move(node));
+      const auto children = visit.module->named_children();
+      for (size_t i = children.size(); i-- > 0;) {
+        if (children[i].value()) {
+          stack.push_back({children[i].value().get(), found->second, children[i].key()});
+        }
+      }
+    }
+    if (visit.name.empty()) continue;  // the root
+    auto& users = tree[found->second].users;
+    const std::pair<size_t, std::string> user = {visit.user, visit.name};
+    if (std::find(users.begin(), users.end(), user) == users.end()) users.push_back(user);
+  }
+}
+
+NamedTensors Model::named_parameters() const {
+  NamedTensors result;
+  std::unordered_set<const void*> seen;
+  for (const ModuleNode& node : nodes) {
+    for (const auto& [name, tensor] : node.tensors) {
+      if (!seen.insert(tensor.unsafeGetTensorImpl()).second) continue;
+      result.emplace_back(node.path.empty() ? name : node.path + "." + name, tensor);
+    }
+  }
+  return result;
+}
+
+}  // namespace erlangen

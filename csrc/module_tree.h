@@ -1,0 +1,46 @@
+// A torch::nn model as routing sees it.
+#pragma once
+
+#include "matching.h"
+
+#include <torch/nn/module.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace erlangen {
+
+using NamedTensors = std::vector<std::pair<std::string, torch::Tensor>>;
+
+// A module with the tensors that it holds itself; `path` is its first name in the model.
+struct ModuleNode {
+  const torch::nn::Module* module;
+  std::string path;
+  NamedTensors tensors;
+};
+
+struct Model {
+  explicit Model(const torch::nn::Module& module);
+
+  std::vector<ModuleNode> nodes;  // in the order of definition, a shared module once
+  ModuleTree tree;                // the same for the conventions
+
+  // Every parameter once, under its first name, in the order of named_parameters(), which itself
+  // takes exponentially long where sharing is nested.
+  NamedTensors named_parameters() const;
+};
+
+// Whether the module is one linear map: Linear, or a convolution that looks at single points.
+bool is_linear(const torch::nn::Module& module);
+bool is_embedding(const torch::nn::Module& module);
+bool is_convolution(const torch::nn::Module& module);
+// Whether modules of this type have one weight of two or more dimensions.
+bool has_one_weight(const torch::nn::Module& module);
+
+// The tensor called "weight"; undefined if there is none.
+torch::Tensor weight_of(const ModuleNode& node);
+// The layout that makes a linear map's weight [out, in].
+Layout storage_of(const torch::nn::Module& linear);
+
+}  // namespace erlangen

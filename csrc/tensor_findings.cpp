@@ -1,0 +1,130 @@
+#include "findings.h"
+
+#include <torch/nn/modules/activation.h>
+#include <torch/nn/modules/conv.h>
+#include <torch/nn/modules/embedding.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/modules/normalization.h>
+
+#include <set>
+
+namespace erlangen {
+
+namespace nn = torch::nn;
+
+namespace {
+
+using Findings = std::unordered_map<const void*, Finding>;
+
+template <typename Module, typename Read>
+void read_as(const nn::Module& module, const Read& read) {
+  if (const auto* typed = dynamic_cast<const Module*>(&module)) read(*typed);
+}
+
+void add_widths(const nn::Module& module, std::set<int64_t>& widths) {
+  const auto of_linear = [&](const auto& m) {
+    widths.insert({m.options.in_features(), m.options.out_features()});
+  };
+  const auto of_conv = [&](const auto& m) { widths.insert(m.options.out_channels()); };
+  const auto of_table = [&](const auto& m) { widths.insert(m.options.embedding_dim()); };
+  read_as<nn::LinearImpl>(module, of_linear);
+  read_as<nn::BilinearImpl>(module,
+                            [&](const auto& m) { widths.insert(m.options.out_features()); });
+  read_as<nn::Conv1dImpl>(module, of_conv);
+  read_as<nn::Conv2dImpl>(module, of_conv);
+  read_as<nn::Conv3dImpl>(module, of_conv);
+  read_as<nn::ConvTranspose1dImpl>(module, of_conv);
+  read_as<nn::ConvTranspose2dImpl>(module, of_conv);
+  read_as<nn::ConvTranspose3dImpl>(module, of_conv);
+  read_as<nn::EmbeddingImpl>(module, of_table);
+  read_as<nn::EmbeddingBagImpl>(module, of_table);
+  read_as<nn::MultiheadAttentionImpl>(module,
+                                      [&](const auto& m) { widths.insert(m.options.embed_dim()); });
+  read_as<nn::LayerNormImpl>(module, [&](const auto& m) {
+    const auto& shape = m.options.normalized_shape();
+    if (shape.size() == 1) widths.insert(shape[0]);
+  });
+}
+
+// The module around this one (or it, if there is none), and all under that.
+std::vector<size_t> around(const Model& model, size_t place,
+                           const std::vector<std::vector<size_t>>& children) {
+  std::vector<size_t> stack = {owner_of(model.tree, place).value_or(place)}, result;
+  std::set<size_t> seen;
+  while (!stack.empty()) {
+    const size_t top = stack.back();
+    stack.pop_back();
+    if (!seen.insert(top).second) continue;
+    result.push_back(top);
+    stack.insert(stack.end(), children[top].begin(), children[top].end());
+  }
+  return result;
+}
+
+// Tables [.., T, d] with T > 1 whose width d something beside them has too.
+void add_positions(const NamedTensors& raw, const std::set<int64_t>& widths, Findings& found) {
+  for (const auto& [name, tensor] : raw) {
+    const bool has_rows = tensor.numel() > 0 && tensor.size(-2) > 1;
+    if (has_rows && is_found("positions", name) && widths.count(tensor.size(-1))) {
+      found[tensor.unsafeGetTensorImpl()] = {"embedding", Grade::recognised, name + ", a table"};
+    }
+  }
+}
+
+void add_stacks(const NamedTensors& raw, const std::vector<Shape>& maps, Findings& found) {
+  std::map<std::string, Shape> shapes;
+  for (const auto& [name, tensor] : raw) shapes.emplace(name, tensor.sizes().vec());
+  std::set<int64_t> counts;  // rows of the routers beside the stacks
+  for (const Shape& map : maps) {
+    if (map[0] > 1) counts.insert(map[0]);
+  }
+  const auto stacks = recognise_stacks(shapes, counts, maps, std::nullopt);
+  for (const auto& [name, tensor] : raw) {
+    const auto stack = stacks.find(name);
+    if (stack == stacks.end()) continue;
+    // Gate and up in one: nothing says here whether as halves or interleaved.
+    Layout layout;
+    if (stack->second.is_transposed) layout.push_back(LayoutStep::transpose());
+    found[tensor.unsafeGetTensorImpl()] = {stack->second.role, Grade::recognised,
+                                           "a stack of experts", std::move(layout)};
+  }
+}
+
+}  // namespace
+
+std::unordered_map<const void*, Finding> recognise_tensors(const Model& model) {
+  std::vector<std::vector<size_t>> children(model.nodes.size());
+  for (size_t place = 0; place < model.nodes.size(); ++place) {
+    for (const auto& [user, name] : model.tree[place].users) children[user].push_back(place);
+  }
+  Findings found;
+  for (size_t place = 0; place < model.nodes.size(); ++place) {
+    const bool has_weight = has_one_weight(*model.nodes[place].module);
+    NamedTensors raw;
+    for (const auto& [name, tensor] : model.nodes[place].tensors) {
+      if (tensor.dim() >= 2 && !(has_weight && name == "weight")) raw.emplace_back(name, tensor);
+    }
+    const size_t own = raw.size();
+    for (const size_t child : children[place]) {  // stacks as modules of their own
+      const torch::Tensor weight = weight_of(model.nodes[child]);
+      if (!weight.defined() || weight.dim() != 3) continue;
+      for (const auto& [user, name] : model.tree[child].users) {
+        if (user == place) raw.emplace_back(name, weight);
+      }
+    }
+    if (raw.empty()) continue;
+    std::set<int64_t> widths;
+    std::vector<Shape> maps;
+    for (const size_t near : around(model, place, children)) {
+      add_widths(*model.nodes[near].module, widths);
+      const auto& map = model.tree[near].map;
+      const bool is_beside = owner_of(model.tree, place).has_value();
+      if (is_beside && map && map->size() == 2) maps.push_back(*map);
+    }
+    add_positions({raw.begin(), raw.begin() + static_cast<int64_t>(own)}, widths, found);
+    add_stacks(raw, maps, found);
+  }
+  return found;
+}
+
+}  // namespace erlangen

@@ -1,0 +1,208 @@
+"""Module trees that C++ and Python build alike (tests/cpp/routing_cases.cpp): what people write
+without a library's config. An entry is a path, a torch.nn class with its sizes (or another word: a
+class of the user's own), "Parameter" with a shape, "same" or "tied" with the path of another."""
+
+import torch
+from torch import nn
+
+D, F, V, E = 8, 24, 40, 3  # width, neurons, tokens, experts
+
+_TYPES = {
+    "Sequential": lambda: nn.Sequential(),
+    "ModuleList": lambda: nn.ModuleList(),
+    "Linear": nn.Linear,
+    "Bilinear": nn.Bilinear,
+    "Embedding": nn.Embedding,
+    "EmbeddingBag": nn.EmbeddingBag,
+    "LayerNorm": lambda *shape: nn.LayerNorm(shape),
+    "BatchNorm2d": nn.BatchNorm2d,
+    "GroupNorm": nn.GroupNorm,
+    "Conv1d": lambda i, o, k, groups: nn.Conv1d(i, o, k, groups=groups),
+    "Conv2d": lambda i, o, k, groups: nn.Conv2d(i, o, k, groups=groups),
+    "ConvTranspose2d": lambda i, o, k, groups: nn.ConvTranspose2d(i, o, k, groups=groups),
+    "MultiheadAttention": lambda d, heads, kd: nn.MultiheadAttention(
+        d, heads, kdim=kd, vdim=kd, add_bias_kv=True
+    ),
+    "TransformerEncoderLayer": nn.TransformerEncoderLayer,
+    "TransformerDecoderLayer": nn.TransformerDecoderLayer,
+    "LSTM": lambda i, h, p: nn.LSTM(i, h, proj_size=p, bidirectional=True),
+    "GRU": nn.GRU,
+    "RNN": nn.RNN,
+    "GRUCell": nn.GRUCell,
+}
+
+
+def build(kind, entries):
+    """The model, of a class of this name."""
+    root = type(kind, (nn.Module,), {})()
+    for path, what, sizes in entries:
+        parent, _, name = path.rpartition(".")
+        parent = root.get_submodule(parent)
+        if what == "Parameter":
+            parent.register_parameter(name, nn.Parameter(torch.randn(sizes)))
+            continue
+        if what in ("same", "tied"):
+            module = root.get_submodule(sizes)
+            if what == "tied":
+                table, module = module, nn.Linear(D, V, bias=False)
+                module.weight = table.weight
+        elif what in _TYPES:
+            module = _TYPES[what](*sizes)
+        else:
+            module = type(what, (nn.Module,), {})()
+        parent.add_module(name, module)
+    return root
+
+
+def _linears(path, **shapes):
+    return [(f"{path}.{name}", "Linear", [i, o]) for name, (o, i) in shapes.items()]
+
+
+def _llama(output="output", table="tok_embeddings", rows=V):
+    return [
+        (table, "Embedding", [V, D]),
+        ("layers", "ModuleList", []),
+        *[
+            entry
+            for layer in ("layers.0", "layers.1")
+            for entry in [
+                (layer, "TransformerBlock", []),
+                (f"{layer}.attention", "Attention", []),
+                *_linears(f"{layer}.attention", wq=(D, D), wk=(4, D), wv=(4, D), wo=(D, D)),
+                (f"{layer}.feed_forward", "FeedForward", []),
+                *_linears(f"{layer}.feed_forward", w1=(F, D), w2=(D, F), w3=(F, D)),
+                (f"{layer}.attention_norm", "LayerNorm", [D]),
+            ]
+        ],
+        ("norm", "LayerNorm", [D]),
+        (output, "Linear", [D, rows]),
+    ]
+
+
+def _nano_gpt(head):
+    return [
+        ("transformer", "Body", []),
+        ("transformer.wte", "Embedding", [V, D]),
+        ("transformer.wpe", "Embedding", [16, D]),
+        ("transformer.h", "ModuleList", []),
+        ("transformer.h.0", "Block", []),
+        ("transformer.h.0.attn", "CausalSelfAttention", []),
+        *_linears("transformer.h.0.attn", c_attn=(3 * D, D), c_proj=(D, D)),
+        ("transformer.h.0.mlp", "MLP", []),
+        *_linears("transformer.h.0.mlp", c_fc=(4 * D, D), c_proj=(D, 4 * D)),
+        head,
+    ]
+
+
+def _mixture(gate="gate", count=E):
+    return [
+        ("embed", "Embedding", [V, D]),
+        ("moe", "MoE", []),
+        (f"moe.{gate}", "Linear", [D, count]),
+        ("moe.experts", "ModuleList", []),
+        *[
+            entry
+            for i in range(E)
+            for entry in [
+                (f"moe.experts.{i}", "FeedForward", []),
+                *_linears(f"moe.experts.{i}", w1=(F, D), w2=(D, F), w3=(F, D)),
+            ]
+        ],
+        ("last", "Linear", [D, 5]),
+    ]
+
+
+_NETWORK = [
+    ("stem", "Conv2d", [3, 8, 3, 1]),
+    ("grouped", "Conv2d", [8, 16, 3, 4]),
+    ("depthwise", "Conv1d", [4, 8, 3, 4]),
+    ("up", "ConvTranspose2d", [8, 4, 2, 2]),
+    ("depthwise_up", "ConvTranspose2d", [4, 4, 2, 4]),
+    ("points", "Conv2d", [8, 12, 1, 1]),
+    ("block", "Block", []),
+    ("block.conv", "Conv2d", [8, 12, 1, 1]),
+    ("block.norm", "BatchNorm2d", [12]),
+    ("block.gamma", "Parameter", [12, 1, 1]),
+    ("block.scale", "Parameter", [12, 2]),
+    ("map_norm", "LayerNorm", [4, 8]),
+    ("groups", "GroupNorm", [2, 8]),
+    ("pair", "Bilinear", [3, 4, 5]),
+    ("bag", "EmbeddingBag", [V, D]),
+]
+_VISION = [
+    ("patch_embed", "PatchEmbed", []),
+    ("patch_embed.proj", "Conv2d", [3, D, 4, 1]),
+    ("cls_token", "Parameter", [1, 1, D]),
+    ("pos_embed", "Parameter", [1, 17, D]),
+    ("other_pos_embed", "Parameter", [1, 17, D + 1]),
+    ("mixing", "Parameter", [6, 6]),
+    ("rel_pos_bias", "Parameter", [4, 9]),
+    ("blocks", "Sequential", []),
+    ("blocks.0", "Block", []),
+    ("blocks.0.attn", "Attention", []),
+    *_linears("blocks.0.attn", qkv=(3 * D, D), proj=(D, D)),
+    ("blocks.0.mlp", "Mlp", []),
+    *_linears("blocks.0.mlp", fc1=(F, D), fc2=(D, F)),
+    ("blocks.0.norm1", "LayerNorm", [D]),
+    ("head", "Linear", [D, 10]),
+]
+_TORCH = [
+    ("encoder", "TransformerEncoderLayer", [D, 2, F]),
+    ("decoder", "TransformerDecoderLayer", [D, 2, F]),
+    ("attention", "MultiheadAttention", [D, 2, D]),
+    ("cross", "MultiheadAttention", [D, 4, 6]),
+    ("lstm", "LSTM", [D, 6, 4]),
+    ("gru", "GRU", [D, 6]),
+    ("rnn", "RNN", [D, 6]),
+    ("cell", "GRUCell", [D, 6]),
+]
+_SHARED = [
+    ("table", "Embedding", [V, D]),
+    ("a", "MLP", []),
+    *_linears("a", first=(F, D), second=(D, F)),
+    ("again", "same", "a"),
+    ("b", "Holder", []),
+    ("b.inner", "same", "a.first"),
+    ("chain", "MLP", []),
+    *_linears("chain", x=(12, D), y=(20, 12), z=(6, 20)),
+    ("three", "MLP", []),
+    *_linears("three", x=(D, D), y=(D, D), z=(D, D)),
+    ("gated", "GatedMlp", []),
+    *_linears("gated", x=(F, D), y=(F, D), z=(D, F)),
+    ("outer", "Holder", []),
+    ("outer.mlp", "Sequential", []),
+    ("outer.mlp.0", "Linear", [D, F]),
+    ("outer.mlp.2", "Linear", [F, D]),
+]
+_STACKS = [
+    ("router", "Linear", [D, E]),
+    ("experts", "Experts", []),
+    ("experts.gate_up_proj", "Parameter", [E, 2 * F, D]),
+    ("experts.down_proj", "Parameter", [E, D, F]),
+    ("other", "Moe", []),
+    ("other.gate", "Linear", [D, E]),
+    ("other.experts", "Experts", []),
+    ("other.experts.w1", "Parameter", [E, D, F]),
+    ("other.experts.w2", "Parameter", [E, F, D]),
+    ("lonely", "Experts", []),
+    ("lonely.w1", "Parameter", [5, D, F]),
+    ("lonely.w2", "Parameter", [5, F, D]),
+]
+
+TREES = {
+    "llama": _llama(),
+    "llama_padded": _llama(rows=V + 8),
+    "llama_by_shape": _llama("classify", "table"),
+    "llama_smaller": _llama(rows=V - 1),
+    "mixture": _mixture(),
+    "mixture_named": _mixture("router"),
+    "mixture_of_another_number": _mixture(count=E + 1),
+    "nano_gpt": _nano_gpt(("lm_head", "Linear", [D, V])),
+    "nano_gpt_tied": _nano_gpt(("lm_head", "tied", "transformer.wte")),
+    "square": [("embed", "Embedding", [D, D]), ("last", "Linear", [D, D])],
+    "network": _NETWORK,
+    "vision": _VISION,
+    "torch": _TORCH,
+    "shared": _SHARED,
+    "stacks": _STACKS,
+}

@@ -1,0 +1,54 @@
+"""C++ and Python route the same module trees alike: roles, layouts, grades and reasons."""
+
+import warnings
+
+import erlangen
+import pytest
+import torch
+from conftest import CMake
+from routing_trees import TREES, build
+
+KEYS = ("role", "rule", "layout", "center", "weight_decay")
+
+
+@pytest.fixture(scope="module")
+def cpp(cmake_build, tmp_path_factory) -> dict[str, dict]:
+    """What the C++ program makes of all trees, in one run of it."""
+    folder = tmp_path_factory.mktemp("routing")
+    trees = {name: [list(entry) for entry in entries] for name, entries in TREES.items()}
+    torch.save(trees, folder / "trees.pt")
+    program = next(p for p in cmake_build.rglob("routing_cases") if p.is_file())
+    CMake().run(program, folder / "trees.pt", folder / "found.pt")
+    # Our own program's file; LibTorch notes the types of lists, which weights_only does not read.
+    return torch.load(folder / "found.pt", weights_only=False)
+
+
+def routed(model) -> dict[str, dict]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*the role is only assumed")
+        groups = erlangen.param_groups(model)
+    defaults = {"layout": [], "center": False, "weight_decay": 0.01}
+    return {
+        name: {
+            **{key: group.get(key, defaults.get(key)) for key in KEYS},
+            "evidence": group["evidence"][i],
+            "why": group["why"][i],
+        }
+        for group in groups
+        for i, name in enumerate(group["param_names"])
+    }
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_same_answer(name, cpp):
+    ours, theirs = routed(build(name, TREES[name])), cpp[name]
+    assert list(ours) == list(theirs)
+    wrong = [f"{key}: {ours[key]} != {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_trees_show_every_grade_and_role(cpp):
+    """All but the roles that no torch.nn module has."""
+    found = {(entry["evidence"], entry["role"]) for tree in cpp.values() for entry in tree.values()}
+    assert {role for _, role in found} == set(erlangen._C.role_names()) - {"lora"}
+    assert {grade for grade, _ in found} == {"declared", "recognised", "assumed"}
