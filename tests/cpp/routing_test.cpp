@@ -248,6 +248,29 @@ TEST(Routing, Globs) {
   EXPECT_FALSE(matches_glob(stars + "b", std::string(200, 'a')));
 }
 
+TEST(Routing, TheLastLinearOfTheLargestTablesShapeIsTakenForAHead) {
+  nn::Module model;
+  model.register_module("positions", nn::Embedding(6, 6));
+  model.register_module("embedding", nn::Embedding(7, 6));
+  model.register_module("first", nn::Linear(6, 7));
+  model.register_module("inner", nn::Linear(6, 6));
+  model.register_module("head", nn::Linear(6, 7));
+  const auto options = found(model);
+  EXPECT_EQ(options.at("head.weight").role(), "lm_head");
+  EXPECT_FALSE(options.at("head.weight").center());
+  EXPECT_EQ(options.at("first.weight").role(), "dense");
+  EXPECT_EQ(options.at("inner.weight").role(), "dense");
+  const auto chosen = found(model, {{"head.weight", EquivariantOptions().role("dense")}});
+  EXPECT_EQ(chosen.at("head.weight").role(), "dense");
+  model.register_module("scores", nn::Linear(7, 6));  // another map is the last
+  EXPECT_EQ(found(model).at("head.weight").role(), "dense");
+  // A square one is as a rule no head, in a model as wide as its context is long.
+  nn::Module square;
+  square.register_module("positions", nn::Embedding(6, 6));
+  square.register_module("last", nn::Linear(6, 6));
+  EXPECT_EQ(found(square).at("last.weight").role(), "dense");
+}
+
 struct TiedLinearImpl : nn::LinearImpl {
   explicit TiedLinearImpl(const torch::Tensor& shared)
       : LinearImpl(nn::LinearOptions(shared.size(1), shared.size(0)).bias(false)) {
