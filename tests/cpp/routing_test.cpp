@@ -336,21 +336,6 @@ TEST(Routing, AdamwTakesNothingOfTheRoleThatIsMeantForItsRule) {
   EXPECT_EQ(options.at("embedding.weight").weight_decay(), 0.0);
 }
 
-TEST(Routing, AMistypedOverrideIsNamedThoughRolesAreMissing) {
-  nn::Module model;
-  model.register_parameter("mixing", torch::ones({4, 4}));
-  model.register_module("linear", nn::Linear(6, 8));
-  const auto role = [](const char* name) { return EquivariantOptions().role(name); };
-  expect_raises<c10::ValueError>({"override \"mixng\"", "matches no parameter"}, [&] {
-    param_groups(model, {{"mixng", role("dense")}});
-  });
-  // What is said of a role may be meant for the one that has none.
-  expect_raises<c10::ValueError>({"no role", "mixing"}, [&] {
-    param_groups(model, {{"router", EquivariantOptions(0.5)}});
-  });
-  EXPECT_EQ(found(model, {{"mixing", role("dense")}}).at("mixing").role(), "dense");
-}
-
 TEST(Routing, ScaleByShape) {
   nn::Module model;
   model.register_module("embedding", nn::Embedding(7, 6));
