@@ -80,12 +80,12 @@ EquivariantOptions resolve(Sayings& sayings, const std::vector<std::string>& nam
   return options;
 }
 
-const OverrideSyntax kSyntax = {
-    "Overrides overrides = {", "};",
-    [](const std::string& name, const std::string& role) {
-      return "{" + repr(name) + ", EquivariantOptions().role(" + repr(role) + ")}";
-    },
-    "{LayoutStep::heads(8, -2)}"};
+const OverrideSyntax kSyntax = {"Overrides overrides = {", "};",
+                                [](const std::string& name, const std::string& role) {
+                                  return "{" + repr(name) + ", EquivariantOptions().role(" +
+                                         repr(role) + ")}";
+                                },
+                                "{LayoutStep::heads(8, -2)}"};
 
 }  // namespace
 

@@ -174,6 +174,21 @@ _SHARED = [
     ("outer.mlp.0", "Linear", [D, F]),
     ("outer.mlp.2", "Linear", [F, D]),
 ]
+_TITAN = [
+    ("attention", "GQAttention", []),
+    ("attention.qkv_linear", "QKVLinear", []),
+    *_linears("attention.qkv_linear", wq=(D, D), wk=(4, D), wv=(4, D)),
+    ("attention.wo", "Linear", [D, D]),
+    ("fused", "FusedAttention", []),
+    ("fused.qkv_linear", "FusedQKVLinear", []),
+    ("fused.qkv_linear.wqkv", "Linear", [D, 3 * D]),
+    ("fused.wo", "Linear", [D, D]),
+    ("router", "Linear", [D, E]),
+    ("experts", "GroupedExperts", []),
+    ("experts.w1_EFD", "Parameter", [E, F, D]),
+    ("experts.w3_EFD", "Parameter", [E, F, D]),
+    ("experts.w2_EDF", "Parameter", [E, D, F]),
+]
 _STACKS = [
     ("router", "Linear", [D, E]),
     ("experts", "Experts", []),
@@ -194,6 +209,10 @@ TREES = {
     "llama_padded": _llama(rows=V + 8),
     "llama_by_shape": _llama("classify", "table"),
     "llama_smaller": _llama(rows=V - 1),
+    "llama_by_head": _llama("lm_head", "table"),
+    "llama_beside_tokens": _llama("head"),
+    "llama_beside_others": _llama("head", "table", rows=V + 8),
+    "titan": _TITAN,
     "mixture": _mixture(),
     "mixture_named": _mixture("router"),
     "mixture_of_another_number": _mixture(count=E + 1),
