@@ -80,12 +80,11 @@ EquivariantOptions resolve(Sayings& sayings, const std::vector<std::string>& nam
   return options;
 }
 
-const OverrideSyntax kSyntax = {"Overrides overrides = {", "};",
-                                [](const std::string& name, const std::string& role) {
-                                  return "{" + repr(name) + ", EquivariantOptions().role(" +
-                                         repr(role) + ")}";
-                                },
-                                "{LayoutStep::heads(8, -2)}"};
+std::string entry(const std::string& name, const std::string& role) {
+  std::string text = "{";
+  text += repr(name) + ", EquivariantOptions().role(" + repr(role) + ")}";
+  return text;
+}
 
 }  // namespace
 
@@ -175,7 +174,9 @@ std::vector<OptimizerParamGroup> param_groups(const nn::Module& module, const Ov
   TORCH_CHECK_VALUE(!groups.empty(), "the module has no parameter that requires a gradient");
   sayings.check_used(trainable, frozen, roles);
   if (!unsure.empty()) {
-    const std::string message = assumed_message(unsure, matrices, elements, strict, kSyntax);
+    const std::string message =
+        assumed_message(unsure, matrices, elements, strict,
+                        {"Overrides overrides = {", "};", entry, "{LayoutStep::heads(8, -2)}"});
     TORCH_CHECK_VALUE(!strict, message);
     TORCH_WARN(message);
   }
