@@ -16,7 +16,7 @@ def recognise(places: list[Place]) -> dict[int, Finding]:
     for index, (role, why, layout) in _C.recognise_maps(_described(places)).items():
         place = places[index]
         options = router_options(place) if role == "router" else {}
-        layout = modules.storage(place.module) + layout
+        layout = modules.storage(place.module) + (layout or [])
         found[id(place.module)] = Finding(role, RECOGNISED, why, layout, options)
     return found
 
