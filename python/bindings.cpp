@@ -318,8 +318,8 @@ std::string explain(const py::list& param_groups, bool full) {
   return erlangen::explain(groups, full);
 }
 
-// Role, why and layout (None: the whole matrix) of each linear map that is recognised, by the index of
-// its place.
+// Role, why and layout (None: the whole matrix) of each linear map that is recognised, by the index
+// of its place.
 py::dict recognise_maps(const erlangen::ModuleTree& tree) {
   py::dict result;
   for (const auto& [place, found] : erlangen::recognise_maps(tree)) {
