@@ -26,7 +26,8 @@ std::pair<bool, size_t> in_bracket(const std::string& pattern, size_t at, char c
       found = found || (pattern[i] <= c && c <= pattern[i + 2]);
       i += 3;
     } else {
-      found = found || pattern[i++] == c;
+      found = found || pattern[i] == c;
+      ++i;
     }
   }
   return {found != negated, end + 1};
