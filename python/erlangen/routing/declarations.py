@@ -82,9 +82,9 @@ def output_embeddings(places: list[Place]) -> dict[int, Finding]:
         options = head_options(place.config)
         storage = modules.storage(head)
         finding = Finding("lm_head", DECLARED, "get_output_embeddings()", storage, options)
+        users = _users_of(head, places)  # trainable copies of it stand there too
         for p in places:
-            is_copy = any(u is v for u in p.users for v in _users_of(head, places))
-            if p.module is head or (is_copy and modules.is_linear(p.module)):
+            if p.module is head or (p.users and p.users[0] in users and modules.is_linear(p.module)):
                 found[id(p.module)] = finding
     return found
 
@@ -163,6 +163,10 @@ def recorded(places: list[Place]) -> dict[str, set[type]]:
 def routers(places: list[Place], kinds: set[type]) -> dict[int, Finding]:
     """Maps onto the experts' logits, by the parameter's id."""
     found = {}
+    children: dict[int, list[Place]] = {}
+    for place in places:
+        for user, _ in place.users:
+            children.setdefault(id(user), []).append(place)
     for place in places:
         name = modules.class_name(place.module)
         is_declared = any(isinstance(place.module, kind) for kind in kinds)
@@ -170,8 +174,7 @@ def routers(places: list[Place], kinds: set[type]) -> dict[int, Finding]:
             continue
         counts = numbers.experts(place)
         # Some name a block around it: then the map that has as many rows.
-        inside = [place] + [p for p in places if any(u is place for u, _ in p.users)]
-        for p in inside:
+        for p in (place, *children.get(id(place), ())):
             weight = modules.weight_of(p.module)
             if weight is None or weight.ndim != 2 or p is place and type(p.module) is nn.Linear:
                 continue
