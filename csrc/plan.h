@@ -66,8 +66,8 @@ class Plan {
 
   const std::vector<Bucket>& buckets() const { return buckets_; }
   const std::vector<ParamIndex>& adamw() const { return adamw_; }
-  // Those of matrix rules without elements: there is nothing to compute, but they have a state as in
-  // torch, which torch.distributed.checkpoint asks for.
+  // Those of matrix rules without elements: there is nothing to compute, but they have a state as
+  // in torch, which torch.distributed.checkpoint asks for.
   const std::vector<ParamIndex>& empty() const { return empty_; }
   // The devices of all parameters.
   const std::vector<at::Device>& devices() const { return devices_; }

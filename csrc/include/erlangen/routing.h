@@ -17,7 +17,8 @@ const std::vector<std::string>& role_names();
 
 // The options that a role stands for. `adjust_lr_fn` matters for lookup tables only: under
 // "original", "spectral_unclamped" and "unit_rms_norm" they are normalised by columns of the
-// transpose, because their outputs lie along columns. Raises c10::ValueError for another role or `adjust_lr_fn`.
+// transpose, because their outputs lie along columns. Raises c10::ValueError for another role or
+// `adjust_lr_fn`.
 EquivariantOptions role_options(const std::string& role,
                                 const std::string& adjust_lr_fn = "match_rms_adamw");
 

@@ -84,7 +84,8 @@ def output_embeddings(places: list[Place]) -> dict[int, Finding]:
         finding = Finding("lm_head", DECLARED, "get_output_embeddings()", storage, options)
         users = _users_of(head, places)  # trainable copies of it stand there too
         for p in places:
-            if p.module is head or (p.users and p.users[0] in users and modules.is_linear(p.module)):
+            is_copy = bool(p.users) and p.users[0] in users and modules.is_linear(p.module)
+            if p.module is head or is_copy:
                 found[id(p.module)] = finding
     return found
 
