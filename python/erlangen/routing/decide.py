@@ -44,7 +44,11 @@ def _collect(places: list[Place]) -> dict[int, Uses]:
             found = by_type
             if by_type.role != "lora":
                 found = stacks.get(id(parameter)) or of_tensors.get(id(parameter)) or found
-                if parameter is weight and (by_type.grade != DECLARED or of_map.role == "lm_head"):
+                if (
+                    of_map is not None
+                    and parameter is weight
+                    and (by_type.grade != DECLARED or of_map.role == "lm_head")
+                ):
                     found = of_map
                 elif found is by_type and by_type.grade == ASSUMED and by_type.role == "dense":
                     found = _by_surroundings(place, by_type, in_attention)
@@ -149,7 +153,7 @@ def _declared_ties(findings, decisions, table: Place | None) -> dict[int, Findin
         shape = modules.logical_shape(place.module)
         if table is None:
             found[key] = replace(decisions[key], role="embedding", options={})
-        elif tuple(modules.weight_of(table.module).shape) == shape:
+        elif (rows := modules.weight_of(table.module)) is not None and tuple(rows.shape) == shape:
             why = "the config has tie_word_embeddings=True, but head and table are two tensors"
             found[key] = replace(decisions[key], grade=ASSUMED, why=why, options={"center": False})
     return found
@@ -161,11 +165,11 @@ def _declared_ties(findings, decisions, table: Place | None) -> dict[int, Findin
 def _heads_by_table(places, findings, decisions, table: Place | None) -> dict[int, Finding]:
     """The linear map onto the tokens of a model that does not declare it: by its name and that of
     the table, or, as the last map of the model, by the table's shape alone."""
-    if table is None or modules.weight_of(table.module) is None:
+    weight = None if table is None else modules.weight_of(table.module)
+    if table is None or weight is None:
         return {}
     if any(finding.role == "lm_head" for finding in decisions.values()):
         return {}
-    weight = modules.weight_of(table.module)
     if any(modules.is_linear(place.module) for place, _ in findings.get(id(weight), ())):
         return {}  # tied
     maps = [p for p in places if modules.is_linear(p.module) and not p.is_adapter]

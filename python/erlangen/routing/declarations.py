@@ -104,8 +104,7 @@ def _is_of_vocabulary(head: nn.Module, place: Place) -> bool:
     table = _ask(place.module, "get_input_embeddings")
     if table is not None and modules.is_embedding(table):
         sizes.add(table.num_embeddings)
-    sizes.discard(None)
-    return any(0 <= rows[0] - size < 1024 for size in sizes) if rows else False
+    return any(0 <= row - size < 1024 for row in rows for size in sizes if size is not None)
 
 
 # Experts
@@ -120,13 +119,14 @@ def experts(place: Place) -> dict[str, Finding]:
         return {}
     is_transposed, is_concatenated = flags
     first = "gate_up_proj" if has_gate else "up_proj"
-    stacks = {name: module._parameters.get(name) for name in (first, "down_proj")}
-    if any(p is None or p.ndim != 3 for p in stacks.values()):
+    held = {name: module._parameters.get(name) for name in (first, "down_proj")}
+    stacks = {name: p for name, p in held.items() if p is not None and p.ndim == 3}
+    if len(stacks) != len(held):
         return {}
     entering, leaving = (tuple(p.shape) for p in stacks.values())
     if is_transposed:  # as [E, out, in]
         entering, leaving = (s[:1] + s[:0:-1] for s in (entering, leaving))
-    if entering[1] != (1 + has_gate) * leaving[2]:
+    if entering[1] != (2 if has_gate else 1) * leaving[2]:
         return {}
     storage = [TRANSPOSE] if is_transposed else []
     layout = []

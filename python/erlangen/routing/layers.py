@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from . import modules, numbers
 from .conventions import DISTANCES, GAINS, TABLES_OF_NUMBERS, VECTORS
@@ -66,7 +67,7 @@ def _judge_table(place: Place) -> Finding:
     return Finding("embedding", DECLARED, "a lookup table")
 
 
-def _judge_convolution(module: nn.Module) -> Finding:
+def _judge_convolution(module: _ConvNd) -> Finding:
     """[out, in / groups, k, ...], transposed ones [in, out / groups, k, ...].
 
     Each group is a linear map of its own. A depthwise kernel maps no channel to another, it is one
@@ -106,7 +107,7 @@ def _judge_tensor(place: Place, name: str, parameter: nn.Parameter) -> Finding:
     return assumed("other", f"a tensor of {kind} itself, {list(shape)}")
 
 
-def _judge_recurrent(module: nn.Module, parameter: nn.Parameter) -> Finding:
+def _judge_recurrent(module: nn.RNNBase | nn.RNNCellBase, parameter: nn.Parameter) -> Finding:
     gates = 1
     if isinstance(module, (nn.LSTM, nn.LSTMCell)):
         gates = 4
@@ -118,7 +119,7 @@ def _judge_recurrent(module: nn.Module, parameter: nn.Parameter) -> Finding:
     return Finding("dense", DECLARED, "of a recurrent layer", layout)
 
 
-def _judge_multihead_attention(module: nn.Module, parameter: nn.Parameter) -> Finding:
+def _judge_multihead_attention(module: nn.MultiheadAttention, parameter: nn.Parameter) -> Finding:
     why = "torch.nn.MultiheadAttention"
     # q, k, v apart or one above the other: the heads of each are equal parts of the rows.
     count, rest = divmod(parameter.shape[0] * module.num_heads, module.embed_dim)

@@ -1,7 +1,7 @@
 """Conventions held against a model: which parts have their names and obey their equations."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 from torch import nn
@@ -235,7 +235,7 @@ def _code(expression: str):
 
 
 def solve(
-    parts: list[Part], shapes: list[tuple[int, ...]], known: dict[str, int]
+    parts: Sequence[Part], shapes: list[tuple[int, ...]], known: dict[str, int]
 ) -> dict[str, int] | None:
     """The sizes with which every part has its shape; None if there are none. Names that nothing
     determines stay out."""

@@ -72,7 +72,7 @@ def walk(model: nn.Module) -> list[Place]:
         module, user, name, config, is_adapter, stands_for = stack.pop()
         place = places.get(id(module))
         is_new = place is None
-        if is_new:
+        if place is None:
             config = _own_config(module) or config
             place = places[id(module)] = Place(module, config, is_adapter, index=len(places))
         if user is not None and not any(user is u and name == n for u, n in place.users):
@@ -132,8 +132,9 @@ def _is_named_linear(module: nn.Module) -> bool:
     weight = module._parameters.get("weight")
     shape = () if weight is None else tuple(weight.shape)
     for names in _SIZES_OF_LINEARS:
-        sizes = tuple(getattr(module, name, None) for name in names)
-        if len(shape) == 2 and all(isinstance(size, int) for size in sizes):
+        stated = [getattr(module, name, None) for name in names]
+        sizes = [size for size in stated if isinstance(size, int)]
+        if len(shape) == 2 and len(sizes) == 2:
             return all(size % part == 0 for size, part in zip(sizes, shape, strict=True) if part)
     return False
 
@@ -207,7 +208,7 @@ def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     lists = module._modules.get("parametrizations")
     if lists is not None and parametrize.is_parametrized(module):
         for name, parts in lists._modules.items():
-            for key, p in parts._parameters.items():
+            for key, p in parts._parameters.items() if parts is not None else ():
                 if p is not None:
                     found.append((f"parametrizations.{name}.{key}", p))
     return found

@@ -119,4 +119,4 @@ def experts(place: Place) -> set[int]:
         user = user.owner
     found = {read(thing, name) for thing in things for name in EXPERTS}
     found |= {read(part, name) for part in parts(place.config) for name in EXPERTS}
-    return found - {None}
+    return {number for number in found if number is not None}

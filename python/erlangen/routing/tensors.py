@@ -28,9 +28,9 @@ def recognise(places: list[Place]) -> dict[int, Finding]:
             found |= _projections(place, raw)
             found |= _blocks(place, raw)
         for name, child in place.module._modules.items():  # stacks as modules of their own
-            own = {} if child is None else child._parameters
-            if own.get("weight") is not None and own["weight"].ndim == 3:
-                raw.setdefault(name, own["weight"])
+            stack = None if child is None else child._parameters.get("weight")
+            if stack is not None and stack.ndim == 3:
+                raw.setdefault(name, stack)
         if raw:
             found |= _stacks(place, raw)
     return found
@@ -73,14 +73,15 @@ def _widths(place: Place) -> set[int]:
         shape = getattr(module, "normalized_shape", None)
         if isinstance(shape, (tuple, list)) and len(shape) == 1:
             found.add(shape[0])
-    return found - {None}
+    return {width for width in found if width is not None}
 
 
 def _stacks(place: Place, raw: dict) -> dict[int, Finding]:
     """Experts' matrices in stacks [E, out, in] or [E, in, out], as their equations tell."""
     for names, parts in EXPERT_STACKS:
-        stacks = [raw.get(name) for name in names.split()]
-        if any(p is None or p.ndim != 3 for p in stacks):
+        held = [raw.get(name) for name in names.split()]
+        stacks = [p for p in held if p is not None and p.ndim == 3]
+        if len(stacks) != len(held):
             continue
         counts = numbers.experts(place) | _list_lengths(place)
         if counts.isdisjoint(p.shape[0] for p in stacks):
@@ -110,8 +111,9 @@ def _blocks(place: Place, raw: dict) -> dict[int, Finding]:
     """Experts' matrices one below the other, [E * f, d] each, as DBRX stores them."""
     count = numbers.read(place.module, *numbers.EXPERTS)
     names = ("w1", "v1", "w2")
-    stacks = [raw.get(name) for name in names]
-    if count is None or any(p is None or p.ndim != 2 for p in stacks):
+    held = [raw.get(name) for name in names]
+    stacks = [p for p in held if p is not None and p.ndim == 2]
+    if count is None or len(stacks) != len(held):
         return {}
     shape = tuple(stacks[0].shape)
     if shape[0] % count or any(tuple(p.shape) != shape for p in stacks):
@@ -130,7 +132,8 @@ def _blocks(place: Place, raw: dict) -> dict[int, Finding]:
 
 def _widths_of_inputs(place: Place, count: int) -> set[int]:
     """What the experts read: the config's width, and that of maps onto as many logits."""
-    found = {numbers.read(place.config, *numbers.WIDTHS)} - {None}
+    width = numbers.read(place.config, *numbers.WIDTHS)
+    found = set() if width is None else {width}
     if place.owner is not None and not found:
         maps = [m for m in place.owner.module.modules() if modules.is_linear(m)]
         shapes = [modules.logical_shape(m) for m in maps]
