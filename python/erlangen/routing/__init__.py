@@ -139,7 +139,8 @@ def _refuse_shards(parameters: dict[str, nn.Parameter], places: list[Place]) -> 
     flat = set()
     for place in places:
         own = [p for _, p in own_parameters(place.module)]
-        if has_one_weight(place.module) and own and all(p.ndim < 2 for p in own):
+        is_whole = has_one_weight(place.module) and not place.module._modules  # no parametrization
+        if is_whole and own and all(p.ndim < 2 for p in own):
             flat.update(id(p) for p in own)
     for name, p in parameters.items():
         if is_lazy(p):
