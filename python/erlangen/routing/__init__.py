@@ -128,7 +128,7 @@ def _aliases(model: nn.Module) -> dict[int, list[str]]:
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 names.setdefault(id(parameter), []).append(prefix + name)
-        for name, child in reversed(module._modules.items()):
+        for name, child in reversed(list(module._modules.items())):
             if child is not None:
                 stack.append((f"{prefix}{name}.", child))
     return names
@@ -139,7 +139,8 @@ def _refuse_shards(parameters: dict[str, nn.Parameter], places: list[Place]) -> 
     flat = set()
     for place in places:
         own = [p for _, p in own_parameters(place.module)]
-        is_whole = has_one_weight(place.module) and not place.module._modules  # no parametrization
+        # One that is parametrised has parts instead.
+        is_whole = has_one_weight(place.module) and not list(place.module._modules.items())
         if is_whole and own and all(p.ndim < 2 for p in own):
             flat.update(id(p) for p in own)
     for name, p in parameters.items():

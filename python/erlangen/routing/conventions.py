@@ -31,6 +31,7 @@ class Convention:
     parts: tuple[Part, ...]
     spellings: tuple[str, ...]
     variants: tuple[tuple[Part, ...], ...] = ()  # other equations, tried where those before fail
+    beside: str = ""  # the name of a module that must stand beside the parts
     must_close: bool = False  # sizes of the shapes must be stated, not only those of layouts
 
 
@@ -358,6 +359,7 @@ _SHORT_CONVOLUTION = Convention(
     "short convolution",
     (_dense("3 * _c, _d", ("heads", "3", -2)), _dense("_d, _c")),
     ("in_proj out_proj",),
+    beside="conv",
 )
 _GLU_CONVOLUTION = Convention(
     "gated convolution",
@@ -452,6 +454,7 @@ CONVENTIONS: tuple[Convention, ...] = (
     _SQUARE, _POOLER, _PAIRS, _SCALAR_GATE, _LABELS,
 )  # fmt: skip
 
+NORM_CLASSES = r"Norm(\dd)?$"
 # Tensors that a module holds itself: names of what is "other" in any number of dimensions
 VECTORS = r"(^|_)bias(es)?\d*$|_bias_"
 GAINS = r"^(weight_g|g|gamma|beta|gain|gains|scale|scales|ls\d?|layer_scale\w*|lambda\w*|alpha\w*)$"

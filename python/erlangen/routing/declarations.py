@@ -28,18 +28,30 @@ def head_options(config) -> dict:
 
 
 def router_options(place: Place) -> dict:
-    """No centering where experts are scored one by one, or a loss sees the shared shift."""
-    if _states(place.config, _ROUTER_Z_LOSSES):
+    """No centering where a loss sees the shared shift, and but where the router's code, or that
+    around it, takes a softmax: experts that are scored one by one share nothing."""
+    scoring = numbers.flag(place.config, "scoring_func", "moe_router_score_function")
+    if _states(place.config, _ROUTER_Z_LOSSES) or scoring == "sigmoid":
         return dict(_UNCENTERED)
-    if numbers.flag(place.config, "scoring_func", "moe_router_score_function") == "sigmoid":
-        return dict(_UNCENTERED)
-    for p in (place, place.owner):
+    takes_softmax = False
+    around = [place, place.owner]
+    if place.owner is not None and re.search(
+        ROUTER_CLASSES, modules.class_name(place.owner.module)
+    ):
+        around.append(place.owner.owner)
+    for p in around:
         if p is None or type(p.module) is nn.Linear:
             continue
+        # What a block of experts does with sigmoids may be its shared experts' gate; what methods
+        # about routing do is not.
         own = p is place or re.search(ROUTER_CLASSES, modules.class_name(p.module)) is not None
-        if modules.calls(p.module, "sigmoid", lambda m, own=own: own or "rout" in m or "gat" in m):
+        if modules.calls(p.module, "sigmoid", lambda m, own=own: own or "rout" in m):
             return dict(_UNCENTERED)
-    return {}
+        takes_softmax = takes_softmax or modules.calls(p.module, "softmax")
+        takes_softmax = takes_softmax or any(
+            isinstance(child, nn.Softmax) for child in p.module._modules.values()
+        )
+    return {} if takes_softmax else dict(_UNCENTERED)
 
 
 # Tables and heads
@@ -104,7 +116,12 @@ def _is_of_vocabulary(head: nn.Module, place: Place) -> bool:
     table = _ask(place.module, "get_input_embeddings")
     if table is not None and modules.is_embedding(table):
         sizes.add(table.num_embeddings)
-    return any(0 <= row - size < 1024 for row in rows for size in sizes if size is not None)
+    return any(is_padded(row, size) for row in rows for size in sizes if size is not None)
+
+
+def is_padded(rows: int, size: int) -> bool:
+    """Whether so many rows are a vocabulary's of this size, padded or not."""
+    return 0 <= rows - size < 1024
 
 
 # Experts
@@ -177,11 +194,14 @@ def routers(places: list[Place], kinds: set[type]) -> dict[int, Finding]:
         # Some name a block around it: then the map that has as many rows.
         for p in (place, *children.get(id(place), ())):
             weight = modules.weight_of(p.module)
-            if weight is None or weight.ndim != 2 or p is place and type(p.module) is nn.Linear:
+            if weight is None or p is place and type(p.module) is nn.Linear:
                 continue
-            if weight.shape[0] not in counts or weight.shape[0] < 2:
+            is_map = modules.is_linear(p.module)
+            shape = modules.logical_shape(p.module) if is_map else tuple(weight.shape)
+            if len(shape) != 2 or shape[0] not in counts or shape[0] < 2:
                 continue
             grade = DECLARED if is_declared else RECOGNISED
-            why = f"{weight.shape[0]} rows of {name}"
-            found[id(weight)] = Finding("router", grade, why, [], router_options(p))
+            storage = modules.storage(p.module)
+            why = f"{shape[0]} rows of {name}"
+            found[id(weight)] = Finding("router", grade, why, storage, router_options(p))
     return found

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from . import modules, numbers
-from .conventions import DISTANCES, GAINS, TABLES_OF_NUMBERS, VECTORS
+from .conventions import DISTANCES, GAINS, NORM_CLASSES, TABLES_OF_NUMBERS, VECTORS
 from .findings import DECLARED, RECOGNISED, Finding, assumed
 from .modules import FLATTEN, TRANSPOSE, Place
 
@@ -90,8 +90,10 @@ def _judge_convolution(module: _ConvNd) -> Finding:
 def _judge_tensor(place: Place, name: str, parameter: nn.Parameter) -> Finding:
     module, shape = place.module, tuple(parameter.shape)
     kind = modules.class_name(module)
-    if modules.is_gain(module) or "Norm" in kind:
+    if modules.is_gain(module):
         return Finding("other", DECLARED, "gains of a norm")
+    if re.search(NORM_CLASSES, kind) and not numbers.stated(place).isdisjoint(shape):
+        return Finding("other", RECOGNISED, f"gains of a {kind}")
     if isinstance(module, _RECURRENT):
         return _judge_recurrent(module, parameter)
     if isinstance(module, nn.MultiheadAttention):
@@ -103,6 +105,8 @@ def _judge_tensor(place: Place, name: str, parameter: nn.Parameter) -> Finding:
     leaf = name.rsplit(".", 1)[-1]
     for pattern, why in ((VECTORS, "bias"), (GAINS, "gains"), (TABLES_OF_NUMBERS, "numbers")):
         if re.search(pattern, leaf) and (pattern is not VECTORS or parameter.ndim == 2):
+            if numbers.stated(place).isdisjoint(shape):
+                return assumed("other", f"{why} by the name {leaf} alone, {list(shape)}")
             return Finding("other", RECOGNISED, f"{why}, by the name {leaf}")
     return assumed("other", f"a tensor of {kind} itself, {list(shape)}")
 

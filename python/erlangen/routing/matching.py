@@ -127,6 +127,8 @@ def _read(
     convention: Convention, anchor: Place, chosen: list[tuple[int, Place]]
 ) -> tuple[list[tuple[Place, Finding]], bool]:
     """The parts' findings, and whether every size is known; nothing where equations fail."""
+    if convention.beside and convention.beside not in dict(anchor.module._modules.items()):
+        return [], False
     holders = [anchor]
     for _, place in chosen:  # BERT's counts stand in what holds queries, not in what holds all
         holders += [user for user, _ in place.users if user not in holders]

@@ -27,6 +27,12 @@ def kind_of(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name)
 
 
+def _glob_of(names: list[str]) -> str:
+    """What matches all of them: numbers stay where they are the same in each."""
+    parts = zip(*(name.split(".") for name in names), strict=True)
+    return ".".join(part[0] if len(set(part)) == 1 else "*" for part in parts)
+
+
 def assumed_message(
     unsure: list[tuple[str, nn.Parameter, Finding]],
     all_params: Iterable[nn.Parameter],
@@ -42,15 +48,17 @@ def assumed_message(
     share = sum(p.numel() for _, p, _ in unsure) / max(sum(p.numel() for p in matrices), 1)
     shown = list(kinds.items()) if strict else list(kinds.items())[:_MOST_KINDS]
     lines = []
-    for (kind, shape, role, why), names in shown:
+    for (_, shape, role, why), names in shown:
         count = f"{len(names)} × " if len(names) > 1 else ""
-        name = kind if len(names) > 1 else names[0]
-        lines.append(f"  {count}{name} {list(shape)}: {role}, as {why}")
+        lines.append(f"  {count}{_glob_of(names)} {list(shape)}: {role}, as {why}")
     if len(shown) < len(kinds):
         lines.append(f"  ... and {len(kinds) - len(shown)} more kinds")
-    most = sorted(kinds.items(), key=lambda item: -len(item[1]))[:_MOST_EXAMPLES]
-    examples = {kind if len(names) > 1 else names[0]: role for (kind, _, role, _), names in most}
+    most = sorted(kinds.items(), key=lambda item: -len(item[1]))
+    most = most if strict else most[:_MOST_EXAMPLES]
+    examples = {_glob_of(names): role for (_, _, role, _), names in most}
     written = "".join(f"    {name!r}: {{'role': {role!r}}},\n" for name, role in examples.items())
+    if len(most) < len(kinds):
+        written += "    ...\n"
     return (
         f"the role of {len(unsure)} of {len(matrices)} matrices ({share:.1%} of their elements) is "
         "only assumed, from the type of the layer:\n"

@@ -129,7 +129,7 @@ _SIZES_OF_LINEARS = (("out_features", "in_features"), ("output_size", "input_siz
 def _is_named_linear(module: nn.Module) -> bool:
     if "Linear" not in type(module).__name__:
         return False
-    weight = module._parameters.get("weight")
+    weight = dict(module._parameters.items()).get("weight")  # a script module's has no get
     shape = () if weight is None else tuple(weight.shape)
     for names in _SIZES_OF_LINEARS:
         stated = [getattr(module, name, None) for name in names]
@@ -172,8 +172,15 @@ def is_gain(module: nn.Module) -> bool:
 
 
 def is_embedding(module: nn.Module) -> bool:
-    """Whether the module is a lookup table."""
-    return isinstance(module, _EMBEDDINGS)
+    """Whether the module is a lookup table: torch's, or one that is called so and has one matrix of
+    the width that its own numbers repeat (Megatron's VocabParallelEmbedding)."""
+    if isinstance(module, _EMBEDDINGS):
+        return True
+    width = getattr(module, "embedding_dim", None)
+    if "Embedding" not in type(module).__name__ or not isinstance(width, int):
+        return False
+    held = [p for p in module._parameters.values() if p is not None]
+    return len(held) == 1 and held[0].ndim == 2 and held[0].shape[1] == width
 
 
 def has_one_weight(module: nn.Module) -> bool:
@@ -205,7 +212,7 @@ def _own_config(module: nn.Module):
 def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The parameters that the module itself holds, in order; a parametrised one as its parts."""
     found = [(name, p) for name, p in module._parameters.items() if p is not None]
-    lists = module._modules.get("parametrizations")
+    lists = getattr(module, "parametrizations", None)
     if lists is not None and parametrize.is_parametrized(module):
         for name, parts in lists._modules.items():
             for key, p in parts._parameters.items() if parts is not None else ():
@@ -229,6 +236,15 @@ def weight_of(module: nn.Module) -> nn.Parameter | None:
             return None
         parts = [p for p in parts if p.shape == shape][-1:]  # of weight_norm lengths come first
     return parts[0] if len(parts) == 1 else None
+
+
+def is_part_of_weight(place: Place) -> bool:
+    """Whether the module holds parts from which another makes its weight, and speaks for them."""
+    path = {"torch.nn.utils.parametrize.ParametrizationList"}
+    if not has_class(place.module, path):
+        return False
+    users = [user for user, _ in place.users] + [u for p, _ in place.users for u, _ in p.users]
+    return any(parametrize.is_parametrized(user.module) for user in users)
 
 
 def calls(module: nn.Module, name: str, methods: Callable[[str], bool] = lambda m: True) -> bool:

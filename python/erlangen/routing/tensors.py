@@ -28,7 +28,7 @@ def recognise(places: list[Place]) -> dict[int, Finding]:
             found |= _projections(place, raw)
             found |= _blocks(place, raw)
         for name, child in place.module._modules.items():  # stacks as modules of their own
-            stack = None if child is None else child._parameters.get("weight")
+            stack = None if child is None else dict(child._parameters.items()).get("weight")
             if stack is not None and stack.ndim == 3:
                 raw.setdefault(name, stack)
         if raw:
