@@ -134,12 +134,9 @@ _FUSED_ATTENTION = Convention(
         qkv projection_layer
         qkv dense
         qkv out
-        qkv -
-        qkv_proj -
         query_key_value dense
         self.query_key_value output.dense
         query_key_value o_proj
-        query_key_value -
         Wqkv out_proj
         Wqkv Wo
         Wqkv o_proj
@@ -160,6 +157,13 @@ _FUSED_ATTENTION = Convention(
         attention.query_key_value attention.dense
     """),
     variants=((_MHA_QKV, _SAME_O),),
+)
+# Without the map that follows them nothing but the width tells how many heads keys and values have.
+_LONE_QKV = Convention(
+    "fused attention",
+    (_QKV,),
+    ("qkv", "qkv_proj", "query_key_value"),
+    variants=((Part("attention", "3 * heads * head_dim, heads * head_dim", _rows("3 * heads")),),),
 )
 _DISENTANGLED = Convention(
     "attention with positions of its own",
@@ -447,7 +451,7 @@ _LABELS = Convention(
 )
 
 CONVENTIONS: tuple[Convention, ...] = (
-    _MLA, _MLA_Q_A, _ATTENTION, _FUSED_ATTENTION, _FUSED_KV, _DISENTANGLED,
+    _MLA, _MLA_Q_A, _ATTENTION, _FUSED_ATTENTION, _LONE_QKV, _FUSED_KV, _DISENTANGLED,
     _GATED_MLP, _FUSED_MLP, _MLP, _CHAIN,
     _MAMBA, _MAMBA2, _SHORT_CONVOLUTION, _GLU_CONVOLUTION, _DELTA_NET, _FUSED_DELTA_NET,
     _RWKV, _RWKV_MLP,
@@ -488,6 +492,7 @@ ROUTERS = (
 )
 _STACK_IN = Part("expert_in", "_E, _f, _d")
 _STACK_GATE_UP = Part("expert_in", "_E, 2 * _f, _d", _rows("2"))
+# _F: LongCat's has experts that pass on what they get, and so fewer maps out than in.
 _STACK_OUT = Part("expert_out", "_F, _d, _f", is_output=True)
 EXPERT_STACKS: tuple[tuple[str, tuple[Part, ...]], ...] = (
     ("gate_up_proj down_proj", (_STACK_GATE_UP, _STACK_OUT)),
@@ -509,10 +514,7 @@ EXPERT_STACKS: tuple[tuple[str, tuple[Part, ...]], ...] = (
 MLP_CLASSES = r"MLP|Mlp|FeedForward|Feedforward|FFN|Ffn|FFW"
 MLP_BY_ORDER: dict[int, tuple[Convention, ...]] = {
     2: (Convention("MLP", (_IN, _OUT), ()), Convention("gated MLP", (_GATE_UP, _OUT), ())),
-    3: (
-        Convention("gated MLP", (_IN, _IN, _OUT), ()),
-        Convention("gated MLP", (_IN, _OUT, _IN), ()),
-    ),
+    3: (Convention("gated MLP", (_IN, _IN, _OUT), ()),),
 }
 ATTENTION_CLASSES = r"(Attention|Attn)(\d*D|\dd)?$"
 # Tables of one number for each head: a bias by distance.

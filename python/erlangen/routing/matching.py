@@ -40,7 +40,7 @@ def recognise(places: list[Place]) -> dict[int, Finding]:
     maps_under = named_maps(places)
     for anchor, maps in maps_under.values():
         for convention, names in _candidates(maps):
-            if _is_torn_out(names, maps):
+            if _is_torn_out(convention, names, maps):
                 continue
             parts = [(i, maps[name]) for i, name in enumerate(names) if name != "-"]
             for version in range(max(len(versions) for _, versions in parts)):
@@ -75,7 +75,8 @@ def _in_mlp_classes(places: list[Place], maps_under: dict) -> dict[int, Finding]
                 found |= {id(place.module): finding for place, finding in findings}
                 break
         else:
-            if _is_chain(shapes):
+            # In, out, in may as well be a gated MLP: nothing is said of it.
+            if _is_chain(shapes) and shapes[0] != shapes[-1]:
                 for place in inside:
                     storage = modules.storage(place.module)
                     chain = Finding("dense", RECOGNISED, "a chain of maps", storage)
@@ -114,10 +115,14 @@ def _candidates(maps: Parts) -> Iterable[tuple[Convention, tuple[str, ...]]]:
             yield candidate
 
 
-def _is_torn_out(names: tuple[str, ...], maps: Parts) -> bool:
+def _is_torn_out(convention: Convention, names: tuple[str, ...], maps: Parts) -> bool:
     """Two square maps beside a third that could be either: part of something else."""
-    shapes = {modules.logical_shape(maps[name][0].module) for name in names if name != "-"}
-    if len(names) != 2 or len(shapes) > 1 or "." in names[0]:
+    pairs = zip(convention.parts, names, strict=False)
+    named = {name: part for part, name in pairs if name != "-"}
+    shapes = {modules.logical_shape(maps[name][0].module) for name in named}
+    if not any(part.is_output for part in named.values()):
+        return False
+    if len(named) != 2 or len(shapes) > 1 or "." in names[0] or len(set(*shapes)) > 1:
         return False
     others = [v[0] for name, v in maps.items() if name not in names and "." not in name]
     return any(modules.logical_shape(place.module) in shapes for place in others)
