@@ -164,7 +164,10 @@ def _declared_ties(places, findings, decisions) -> dict[int, Finding]:
         if not any(declarations.is_padded(shape[0], rows) for rows, _ in shapes):
             found[key] = replace(decisions[key], role="embedding", options={})
         elif shape in shapes:
-            why = "the config has tie_word_embeddings=True, but head and table are two tensors"
+            why = (
+                "the config has tie_word_embeddings=True, but head and table are two tensors: call "
+                "model.tie_weights(), or set it to False"
+            )
             found[key] = replace(decisions[key], grade=ASSUMED, why=why, options={"center": False})
     return found
 
