@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .decide import decide
-from .findings import ASSUMED, Finding, assumed
+from .findings import ASSUMED, DECLARED, Finding, assumed
 from .messages import assumed_message, callers_level
 from .modules import Place, has_one_weight, own_parameters, walk
 from .overrides import Overrides
@@ -87,7 +87,7 @@ def param_groups(
         if name not in names:
             names = [name, *names]
         role, options, is_chosen = chosen.resolve(names, finding, adjust_lr_fn)
-        grade, why = ("declared", "an override") if is_chosen else (finding.grade, finding.why)
+        grade, why = (DECLARED, "an override") if is_chosen else (finding.grade, finding.why)
         if grade == ASSUMED and parameter.numel():
             unsure.append((name, parameter, finding))
         roles.add(role)
@@ -111,7 +111,7 @@ def param_groups(
 def _unseen(parameter: nn.Parameter) -> Finding:
     """Some wrappers of other libraries make their tensors anew whenever they are listed."""
     if parameter.ndim < 2:
-        return Finding("other", "declared", "a vector")
+        return Finding("other", DECLARED, "a vector")
     return assumed("other", "no module shows it as its own")
 
 

@@ -458,38 +458,7 @@ CONVENTIONS: tuple[Convention, ...] = (
     _SQUARE, _POOLER, _PAIRS, _SCALAR_GATE, _LABELS,
 )  # fmt: skip
 
-NORM_CLASSES = r"Norm(\dd)?$"
-# Tensors that a module holds itself: names of what is "other" in any number of dimensions
-VECTORS = r"(^|_)bias(es)?\d*$|_bias_"
-GAINS = r"^(weight_g|g|gamma|beta|gain|gains|scale|scales|ls\d?|layer_scale\w*|lambda\w*|alpha\w*)$"
-TABLES_OF_NUMBERS = (
-    r"^(A_log|D|dt_bias|sinks|sink|temperature|tau|logit_scale|time_(decay|faaaa|first|maa\w*|mix\w*)"
-    r"|relative_position_bias_table|rel_pos_bias|attention_biases|relative_attention_bias)$"
-)
-
-# Tables of positions and other learned tokens, held as a tensor
-POSITIONS = (
-    r"pos(ition(al)?)?_?emb(ed(ding)?s?)?s?$|^pos(itional)?_enc|^position(s|_bias)?$"
-    r"|(query|latent|mask|register|prompt|learn\w*|special|object)_?(tokens?|quer(y|ies)|embed\w*)$"
-    r"|^(queries|latents|query_feat|query_embed|register_tokens|embeddings?)$"
-)
-# Maps between towers, held as a tensor [in, out]
-PROJECTIONS = r"projection_weight$"
-# Heads by name, with the shape of the table of tokens; those of the second kind are recognised only
-# where the table's name says what it is, too
-HEADS = r"lm_head|embed_out|unembed(ding)?|to_logits|lm_out|logits_proj"
-HEADS_BESIDE_TOKENS = r"output|output_layer|head|logits|decoder"
-TOKEN_TABLES = (
-    r"(tok|token|word)_?emb(ed(ding)?s?)?|embed_tokens|wte|tok_embeddings|emb_tokens|vocab_embed\w*"
-)
-
-# Experts
-ROUTER_CLASSES = r"(Router|Gate|Gating|Gater)$"
-EXPERTS = r"expert"
-ROUTERS = (
-    r"(gate|router|wg|gating|moe_gate|switch|router_proj|gate_network)"
-    r"|(router|gate|gating)\.(layer|linear|classifier|proj|gate|router|wg|weight|dense)"
-)
+# Experts in stacks
 _STACK_IN = Part("expert_in", "_E, _f, _d")
 _STACK_GATE_UP = Part("expert_in", "_E, 2 * _f, _d", _rows("2"))
 # _F: LongCat's has experts that pass on what they get, and so fewer maps out than in.
@@ -509,13 +478,8 @@ EXPERT_STACKS: tuple[tuple[str, tuple[Part, ...]], ...] = (
     ("fc1 fc2", (_STACK_IN, _STACK_OUT)),
 )
 
-
-# A class that is called an MLP, with two or three maps whatever their names: by order and shape.
-MLP_CLASSES = r"MLP|Mlp|FeedForward|Feedforward|FFN|Ffn|FFW"
+# The maps of a class that is called an MLP, whatever their names: by order and shape.
 MLP_BY_ORDER: dict[int, tuple[Convention, ...]] = {
     2: (Convention("MLP", (_IN, _OUT), ()), Convention("gated MLP", (_GATE_UP, _OUT), ())),
     3: (Convention("gated MLP", (_IN, _IN, _OUT), ()),),
 }
-ATTENTION_CLASSES = r"(Attention|Attn)(\d*D|\dd)?$"
-# Tables of one number for each head: a bias by distance.
-DISTANCES = r"rel(ative)?_|bias|distance"

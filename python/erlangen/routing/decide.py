@@ -4,12 +4,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from torch import nn
-
 from . import declarations, layers, matching, modules, numbers, tensors
-from .conventions import ATTENTION_CLASSES, HEADS, HEADS_BESIDE_TOKENS, TOKEN_TABLES
+from .declarations import UNCENTERED
 from .findings import ASSUMED, GRADES, RECOGNISED, Finding, assumed
 from .modules import Place
+from .patterns import ATTENTION_CLASSES, HEADS, HEADS_BESIDE_TOKENS, TOKEN_TABLES
 
 Uses = list[tuple[Place, Finding]]
 
@@ -26,8 +25,9 @@ def decide(places: list[Place]) -> dict[int, Finding]:
 
 def _collect(places: list[Place]) -> dict[int, Uses]:
     """Every finding about every parameter, keyed by the parameter's id: one for each use."""
-    of_maps = matching.recognise(places)
-    of_maps |= tensors.experts_apart(places, of_maps)
+    maps_under = matching.named_maps(places)
+    of_maps = matching.recognise(maps_under)
+    of_maps |= tensors.experts_apart(places, maps_under, of_maps)
     recorded = declarations.recorded(places)
     of_maps |= declarations.output_embeddings(places)
     of_tensors = tensors.recognise(places)
@@ -77,8 +77,7 @@ def _obeys_heads(shape: tuple[int, ...], attention: Place, place: Place) -> bool
     """Whether a map leads from the model's width to several features a head, or back."""
     known = numbers.sources([attention, place], place.config)
     counts = {sizes["heads"] for sizes in known if "heads" in sizes}
-    things = (place.config, attention.module)
-    widths = {numbers.read(thing, name) for thing in things for name in numbers.WIDTHS}
+    widths = numbers.widths(place.config) | numbers.widths(attention.module)
     if len(shape) != 2:
         return False
     return any(
@@ -106,7 +105,7 @@ def _inside(places: list[Place], kinds: Iterable[type]) -> dict[int, Place]:
     """What stands in modules of these classes, or of one that is called attention, by id, and the
     place of that module."""
     found: dict[int, Place] = {}
-    kinds = tuple(kind for kind in kinds if kind is not nn.Module)
+    kinds = tuple(kinds)
     for place in places:
         users = [user for user, _ in place.users]
         for user in users:
@@ -153,6 +152,7 @@ def _declared_ties(places, findings, decisions) -> dict[int, Finding]:
     stage), both copies must take the same rule; where it is here, model and config disagree."""
     found = {}
     tables = [modules.weight_of(p.module) for p in places if modules.is_embedding(p.module)]
+    shapes = [tuple(table.shape) for table in tables if table is not None]
     for key, uses in findings.items():
         place = uses[0][0]
         if decisions[key].role != "lm_head":
@@ -160,7 +160,6 @@ def _declared_ties(places, findings, decisions) -> dict[int, Finding]:
         if not getattr(place.config, "tie_word_embeddings", False):
             continue
         shape = modules.logical_shape(place.module)
-        shapes = [tuple(table.shape) for table in tables if table is not None]
         if not any(declarations.is_padded(shape[0], rows) for rows, _ in shapes):
             found[key] = replace(decisions[key], role="embedding", options={})
         elif shape in shapes:
@@ -168,7 +167,7 @@ def _declared_ties(places, findings, decisions) -> dict[int, Finding]:
                 "the config has tie_word_embeddings=True, but head and table are two tensors: call "
                 "model.tie_weights(), or set it to False"
             )
-            found[key] = replace(decisions[key], grade=ASSUMED, why=why, options={"center": False})
+            found[key] = replace(decisions[key], grade=ASSUMED, why=why, options=dict(UNCENTERED))
     return found
 
 
@@ -202,7 +201,7 @@ def _heads_by_table(places, findings, decisions, table: Place | None) -> dict[in
         if modules.logical_shape(free[-1].module) == (rows, width):
             storage = modules.storage(free[-1].module)
             why = "the last map, in the table's shape"
-            head = Finding("lm_head", ASSUMED, why, storage, {"center": False})
+            head = Finding("lm_head", ASSUMED, why, storage, dict(UNCENTERED))
             return _of_versions(free[-1], free, head)
     return {}
 

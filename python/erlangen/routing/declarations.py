@@ -5,16 +5,16 @@ import re
 from torch import nn
 
 from . import modules, numbers
-from .conventions import ROUTER_CLASSES
 from .findings import DECLARED, RECOGNISED, Finding
 from .layers import heads
 from .modules import TRANSPOSE, Place
+from .patterns import ROUTER_CLASSES
 
 # Losses and caps that see a shift which all vocabulary logits, or all experts' logits, share.
 _SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 _HEAD_Z_LOSSES = ("z_loss_coefficient",)
 _ROUTER_Z_LOSSES = ("router_z_loss_coef", "z_loss_coef", "router_z_loss_coefficient")
-_UNCENTERED = {"center": False}
+UNCENTERED = {"center": False}
 
 
 def _states(config, names: tuple[str, ...]) -> bool:
@@ -24,7 +24,7 @@ def _states(config, names: tuple[str, ...]) -> bool:
 
 def head_options(config) -> dict:
     """No centering where the loss sees a shift that all vocabulary logits share."""
-    return dict(_UNCENTERED) if _states(config, _SOFT_CAPS + _HEAD_Z_LOSSES) else {}
+    return dict(UNCENTERED) if _states(config, _SOFT_CAPS + _HEAD_Z_LOSSES) else {}
 
 
 def router_options(place: Place) -> dict:
@@ -32,7 +32,7 @@ def router_options(place: Place) -> dict:
     around it, takes a softmax: experts that are scored one by one share nothing."""
     scoring = numbers.flag(place.config, "scoring_func", "moe_router_score_function")
     if _states(place.config, _ROUTER_Z_LOSSES) or scoring == "sigmoid":
-        return dict(_UNCENTERED)
+        return dict(UNCENTERED)
     takes_softmax = False
     around = [place, place.owner]
     if place.owner is not None and re.search(
@@ -46,12 +46,12 @@ def router_options(place: Place) -> dict:
         # about routing do is not.
         own = p is place or re.search(ROUTER_CLASSES, modules.class_name(p.module)) is not None
         if modules.calls(p.module, "sigmoid", lambda m, own=own: own or "rout" in m):
-            return dict(_UNCENTERED)
+            return dict(UNCENTERED)
         takes_softmax = takes_softmax or modules.calls(p.module, "softmax")
         takes_softmax = takes_softmax or any(
             isinstance(child, nn.Softmax) for child in p.module._modules.values()
         )
-    return {} if takes_softmax else dict(_UNCENTERED)
+    return {} if takes_softmax else dict(UNCENTERED)
 
 
 # Tables and heads

@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from . import modules, numbers
-from .conventions import DISTANCES, GAINS, NORM_CLASSES, TABLES_OF_NUMBERS, VECTORS
 from .findings import DECLARED, RECOGNISED, Finding, assumed
 from .modules import FLATTEN, TRANSPOSE, Place
+from .patterns import DISTANCES, GAINS, NORM_CLASSES, TABLES_OF_NUMBERS, VECTORS
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 

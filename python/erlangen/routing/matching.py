@@ -7,18 +7,20 @@ from functools import cache
 from torch import nn
 
 from . import modules, numbers
-from .conventions import CONVENTIONS, MLP_BY_ORDER, MLP_CLASSES, Convention, Part
+from .conventions import CONVENTIONS, MLP_BY_ORDER, Convention, Part
 from .findings import RECOGNISED, Finding
 from .modules import Place
+from .patterns import MLP_CLASSES
 
 _DEPTH = 3  # of the names of a part, in components
 
 Parts = dict[str, list[Place]]  # under a name relative to some module: a map, and its copies
+MapsUnder = dict[int, tuple[Place, Parts]]  # by the id of that module
 
 
-def named_maps(places: list[Place]) -> dict[int, tuple[Place, Parts]]:
+def named_maps(places: list[Place]) -> MapsUnder:
     """For each module, by id, the linear maps under it by their relative names."""
-    found: dict[int, tuple[Place, Parts]] = {}
+    found: MapsUnder = {}
     for place in places:
         if not modules.is_linear(place.module) or place.is_adapter:
             continue
@@ -33,11 +35,10 @@ def named_maps(places: list[Place]) -> dict[int, tuple[Place, Parts]]:
     return found
 
 
-def recognise(places: list[Place]) -> dict[int, Finding]:
+def recognise(maps_under: MapsUnder) -> dict[int, Finding]:
     """What conventions say of linear maps, by the module's id: the word of the one that covers most
     parts (in the narrowest module, of those)."""
     found: dict[int, tuple[tuple, Finding]] = {}
-    maps_under = named_maps(places)
     for anchor, maps in maps_under.values():
         for convention, names in _candidates(maps):
             if _is_torn_out(convention, names, maps):
@@ -51,11 +52,11 @@ def recognise(places: list[Place]) -> dict[int, Finding]:
                     best = found.get(id(place.module))
                     if best is None or rank > best[0]:
                         found[id(place.module)] = (rank, finding)
-    by_class = _in_mlp_classes(places, maps_under)
+    by_class = _in_mlp_classes(maps_under)
     return by_class | {key: finding for key, (_, finding) in found.items()}
 
 
-def _in_mlp_classes(places: list[Place], maps_under: dict) -> dict[int, Finding]:
+def _in_mlp_classes(maps_under: MapsUnder) -> dict[int, Finding]:
     """The maps of a class that is called an MLP: two, into and out of its neurons, or three."""
     found = {}
     for anchor, maps in maps_under.values():
@@ -141,24 +142,21 @@ def _read(
         holders.append(anchor.owner)
     known = numbers.sources(holders, anchor.config) or [{}]
     shapes = [modules.logical_shape(place.module) for _, place in chosen]
-    for parts in (convention.parts, *convention.variants):
-        of_parts = [parts[i] for i, _ in chosen]
-        if not _tells_sides(of_parts, shapes, [place for _, place in chosen]):
-            continue
+    places = [place for _, place in chosen]
+    ways = [[parts[i] for i, _ in chosen] for parts in (convention.parts, *convention.variants)]
+    ways = [parts for parts in ways if _tells_sides(parts, shapes, places)]
+    for parts in ways:
         for sizes in known:
-            solved = solve(of_parts, shapes, sizes)
-            if solved is not None and _is_closed(convention, of_parts, solved, sizes):
-                return _findings(convention, of_parts, chosen, solved), True
+            solved = solve(parts, shapes, sizes)
+            if solved is not None and _is_closed(convention, parts, solved, sizes):
+                return _findings(convention, parts, places, solved), True
     needed = {name for i, _ in chosen for name in _open_names(convention.parts[i])}
     if convention.must_close or any(needed & sizes.keys() for sizes in known):
         return [], False  # what is stated contradicts the shapes, or too little is
-    for parts in (convention.parts, *convention.variants):
-        of_parts = [parts[i] for i, _ in chosen]
-        if not _tells_sides(of_parts, shapes, [place for _, place in chosen]):
-            continue
-        solved = solve(of_parts, shapes, {})
+    for parts in ways:
+        solved = solve(parts, shapes, {})
         if solved is not None:
-            return _findings(convention, of_parts, chosen, solved), False
+            return _findings(convention, parts, places, solved), False
     return [], False
 
 
@@ -170,19 +168,14 @@ def _open_names(part: Part) -> set[str]:
 def _names_in(step: tuple) -> Iterable[str]:
     counts = step[1] if isinstance(step[1], tuple) else (step[1],)
     for count in counts:
-        yield from compile(count, "layout", "eval").co_names
+        yield from _code(count).co_names
 
 
 def _is_closed(convention: Convention, parts: list[Part], solved: dict, known: dict) -> bool:
     """Whether the layouts' sizes are found, and, if the convention asks for it, everything that
     its shapes name is stated and not only solved for."""
     if convention.must_close:
-        names = {
-            n
-            for part in parts
-            for text in part.shape.split(",")
-            for n in _code(text.strip()).co_names
-        }
+        names = {n for part in parts for text in _sizes(part) for n in _code(text).co_names}
         return all(name in known or name[0] == "_" for name in names)
     return all(name in solved for part in parts for step in part.layout for name in _names_in(step))
 
@@ -200,10 +193,10 @@ def _tells_sides(parts: list[Part], shapes: list[tuple], places: list[Place]) ->
 
 
 def _findings(
-    convention: Convention, parts: list[Part], chosen: list[tuple[int, Place]], sizes: dict
+    convention: Convention, parts: list[Part], places: list[Place], sizes: dict
 ) -> list[tuple[Place, Finding]]:
     found = []
-    for part, (_, place) in zip(parts, chosen, strict=True):
+    for part, place in zip(parts, places, strict=True):
         layout = _layout(part, sizes)
         why = convention.what
         if layout is None:
@@ -236,6 +229,11 @@ def evaluate(expression: str, sizes: dict[str, int]) -> int:
     return eval(_code(expression), {"__builtins__": {}}, sizes)  # our own data
 
 
+def _sizes(part: Part) -> list[str]:
+    """The expressions of the part's shape, one for each dimension."""
+    return [text.strip() for text in part.shape.split(",")]
+
+
 @cache
 def _code(expression: str):
     return compile(expression, "<shape>", "eval")
@@ -248,7 +246,7 @@ def solve(
     determines stay out."""
     equations = []
     for part, shape in zip(parts, shapes, strict=True):
-        expressions = [text.strip() for text in part.shape.split(",")]
+        expressions = _sizes(part)
         if len(expressions) != len(shape):
             return None
         equations += zip(expressions, shape, strict=True)

@@ -75,9 +75,13 @@ def flag(thing, *names: str):
 
 def parts(config) -> list:
     """The configs that a composite config holds."""
-    kind = type(config)
     own = () if config is None else vars(config).values()
-    return [value for value in own if hasattr(type(value), "model_type") and value is not kind]
+    return [value for value in own if hasattr(type(value), "model_type")]
+
+
+def widths(thing) -> set[int]:
+    """The sizes that a module or config states under any of the names of a width."""
+    return {width for name in WIDTHS if (width := read(thing, name)) is not None}
 
 
 def of(thing) -> Numbers:
@@ -127,5 +131,6 @@ def stated(place: Place) -> set[int]:
     if place.owner is not None:
         things.append(place.owner.module)
     found = {value for thing in things for value in of(thing).values()}
-    found |= {value for thing in things for name in WIDTHS if (value := read(thing, name))}
+    for thing in things:
+        found |= widths(thing)
     return (found | experts(place)) - {1}

@@ -5,12 +5,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from . import modules, numbers
-from .conventions import EXPERT_STACKS, EXPERTS, POSITIONS, PROJECTIONS, ROUTERS
+from .conventions import EXPERT_STACKS
 from .declarations import router_options
 from .findings import RECOGNISED, Finding
 from .layers import heads
-from .matching import named_maps, solve
+from .matching import MapsUnder, solve
 from .modules import TRANSPOSE, Place
+from .patterns import EXPERTS, POSITIONS, PROJECTIONS, ROUTERS
 
 
 def recognise(places: list[Place]) -> dict[int, Finding]:
@@ -40,8 +41,7 @@ def _positions(place: Place, raw: dict) -> dict[int, Finding]:
     """Tables [.., T, d] with T > 1 whose width d something beside them has too."""
     found = {}
     for name, p in raw.items():
-        rows = p.numel() // p.shape[-1] if p.numel() else 0
-        if re.search(POSITIONS, name) and rows > 1 and p.shape[-2] > 1:
+        if re.search(POSITIONS, name) and p.numel() and p.shape[-2] > 1:
             if p.shape[-1] in _widths(place):
                 found[id(p)] = Finding("embedding", RECOGNISED, f"{name}, a table")
     return found
@@ -65,15 +65,16 @@ def _text_width(place: Place) -> int | None:
 
 def _widths(place: Place) -> set[int]:
     """The widths that the config and the layers in and around the module have."""
-    found = {numbers.read(place.config, name) for name in numbers.WIDTHS}
+    found = numbers.widths(place.config)
     owner = place.owner or place
     for module in owner.module.modules():
         for name in ("out_features", "in_features", "out_channels", "embedding_dim", "embed_dim"):
-            found.add(numbers.read(module, name))
+            if (size := numbers.read(module, name)) is not None:
+                found.add(size)
         shape = getattr(module, "normalized_shape", None)
         if isinstance(shape, (tuple, list)) and len(shape) == 1:
             found.add(shape[0])
-    return {width for width in found if width is not None}
+    return found
 
 
 def _stacks(place: Place, raw: dict) -> dict[int, Finding]:
@@ -83,7 +84,7 @@ def _stacks(place: Place, raw: dict) -> dict[int, Finding]:
         stacks = [p for p in held if p is not None and p.ndim == 3]
         if len(stacks) != len(held):
             continue
-        counts = numbers.experts(place) | _list_lengths(place)
+        counts = numbers.experts(place) | ({shape[0] for shape in _maps_around(place)} - {1})
         if counts.isdisjoint(p.shape[0] for p in stacks):
             continue
         plain = [tuple(p.shape) for p in stacks]
@@ -134,32 +135,30 @@ def _widths_of_inputs(place: Place, count: int) -> set[int]:
     """What the experts read: the config's width, and that of maps onto as many logits."""
     width = numbers.read(place.config, *numbers.WIDTHS)
     found = set() if width is None else {width}
-    if place.owner is not None and not found:
-        maps = [m for m in place.owner.module.modules() if modules.is_linear(m)]
-        shapes = [modules.logical_shape(m) for m in maps]
-        found = {shape[1] for shape in shapes if shape and shape[0] == count}
+    if not found:
+        found = {shape[1] for shape in _maps_around(place) if shape[0] == count}
     return found
 
 
-def _list_lengths(place: Place) -> set[int]:
-    """Rows of the routers beside the module."""
-    owner = place.owner
-    if owner is None:
-        return set()
-    maps = [m for m in owner.module.modules() if modules.is_linear(m)]
-    return {shape[0] for m in maps if (shape := modules.logical_shape(m))} - {1}
+def _maps_around(place: Place) -> list[tuple[int, ...]]:
+    """The shapes [out, in] of the maps in what is around the module, a router's among them."""
+    if place.owner is None:
+        return []
+    maps = [m for m in place.owner.module.modules() if modules.is_linear(m)]
+    return [shape for m in maps if (shape := modules.logical_shape(m))]
 
 
 # Experts as a list of modules
 
 
-def experts_apart(places: list[Place], of_maps: dict[int, Finding]) -> dict[int, Finding]:
+def experts_apart(
+    places: list[Place], maps_under: MapsUnder, of_maps: dict[int, Finding]
+) -> dict[int, Finding]:
     """Routers by name, with as many rows as there are experts beside them, and the maps of experts
     in a list, with as many entries as the router has rows or as is stated."""
     found: dict[int, Finding] = {}
-    maps = named_maps(places)
     by_id = {id(place.module): place for place in places}
-    for anchor, parts in maps.values():
+    for anchor, parts in maps_under.values():
         lists, stacked = _experts_of(anchor)
         counts = numbers.experts(anchor) | {
             numbers.read(module, *numbers.EXPERTS)
