@@ -2,7 +2,7 @@
 
 #include "check.h"
 #include "layout.h"
-#include "messages.h"
+#include "routing/messages.h"
 #include "rules.h"
 
 #include <c10/util/strides.h>
@@ -73,17 +73,21 @@ Row row_of(const EquivariantOptions& options, const at::Tensor& param, const std
 // One row for all parameters that differ only in the numbers of their names.
 std::vector<Row> collapsed(const std::vector<Row>& rows) {
   std::vector<Row> result;
-  std::map<Row, std::pair<size_t, size_t>> places;  // in the result, and how many
+  std::vector<std::vector<std::string>> names;
+  std::map<Row, size_t> places;  // in the result
   for (const Row& row : rows) {
     Row kind = row;
     kind[0] = kind_of(row[0]);
-    const auto [place, is_new] = places.try_emplace(kind, result.size(), 0);
-    if (is_new) result.push_back(row);
-    ++place->second.second;
+    const auto [place, is_new] = places.try_emplace(kind, result.size());
+    if (is_new) {
+      result.push_back(row);
+      names.emplace_back();
+    }
+    names[place->second].push_back(row[0]);
   }
-  for (const auto& [kind, place] : places) {
-    const auto& [index, count] = place;
-    if (count > 1) result[index][0] = std::to_string(count) + " × " + kind[0];
+  for (size_t i = 0; i < result.size(); ++i) {
+    const size_t count = names[i].size();
+    if (count > 1) result[i][0] = std::to_string(count) + " × " + glob_of(names[i]);
   }
   return result;
 }

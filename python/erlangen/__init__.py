@@ -19,6 +19,7 @@ from .optimizer import (  # noqa: E402
     RightSpectral,
     RowNorm,
 )
+from .options import Options  # noqa: E402
 from .routing import param_groups  # noqa: E402
 
 __version__ = _build.INFO["version"]
@@ -30,6 +31,7 @@ __all__ = [
     "Hybrid",
     "LeftSpectral",
     "Muon",
+    "Options",
     "PolarGrad",
     "RightSpectral",
     "RowNorm",

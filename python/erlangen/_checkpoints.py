@@ -76,6 +76,9 @@ def fitted(groups: list[dict], live: list[dict], state: dict) -> list[dict]:
             of_all = _agreed([_without(groups[i], "params", *OF_EACH) for i in indices])
             of_each = {key: list(mine[key]) for key in OF_EACH if key in mine}
             result.append({**of_all, **of_each, "params": params})
+            # What they disagree on is the live group's own, a scheduler's entries too.
+            for key in {key for i in indices for key in groups[i]} & mine.keys():
+                result[-1].setdefault(key, mine[key])
     for indices, mine in zip(sources, live, strict=False):
         for index in indices:
             _refuse_foreign(index, groups[index], mine, state)

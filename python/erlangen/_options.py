@@ -18,6 +18,9 @@ OF_GROUP = {"role", *OF_EACH, LINK}
 OPTIONS = {k: v for k, v in _C.default_options().items() if k not in OF_GROUP}
 KNOWN = OPTIONS.keys() | OF_GROUP
 
+# Options of version 0.1; in groups lr_scale is timm's.
+RENAMED = {"lr_scale": "update_scale"}
+
 # Of torch's optimizers: values that ask for nothing but speed, or for nothing at all.
 _OF_TORCH = {
     "foreach": (None, False, True),
@@ -40,8 +43,8 @@ def arguments(options: Mapping[str, Any], where: str) -> dict[str, Any]:
         if key not in OPTIONS:
             near = _near(key)
             hint = f" (did you mean {near!r}?)" if near else ""
-            if key == "lr_scale":  # of version 0.1; in groups it is timm's
-                hint = " (it is called 'update_scale')"
+            if key in RENAMED:
+                hint = f" (it is called {RENAMED[key]!r})"
             raise ValueError(
                 f"{where}: unknown option {key!r}{hint}; allowed: {', '.join(sorted(OPTIONS))}"
             )

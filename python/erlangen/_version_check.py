@@ -1,9 +1,12 @@
 """Does the torch in hand fit the one that Erlangen was built against?"""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 
-def check(built: dict) -> None:
+def check(built: Mapping[str, Any]) -> None:
     """Raises ImportError if `torch` is of another minor version, or lacks the CUDA, of the build.
 
     torch promises no ABI across minors: without this the import ends in an undefined symbol, or

@@ -3,14 +3,18 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack  # torch's own dependency
 
 from . import _C, _checkpoints
 from ._options import OPTIONS, arguments, entries, parameters
+from .options import Coefficients, MuonOptions, Options, Scale
 from .routing import param_groups
 from .routing.messages import callers_level
 from .thawing import Origin, check_link, follow, link, without_model
@@ -36,20 +40,7 @@ class Equivariant(Optimizer):
             to be read there; so with weight_decay.
         weight_decay: decoupled; p ← (1 − lr·weight_decay)·p from the parameter before the step.
         overrides, strict: with a model, as for :func:`erlangen.param_groups`.
-        options: any other option, as the default of all groups. ``update_scale`` (1.0), ``decay``
-            ("decoupled", "cautious"), ``rule`` ("spectral", "right_spectral", "left_spectral",
-            "row_norm", "column_norm", "hybrid", "adamw"), ``order`` ("row_then_polar",
-            "polar_then_row"), ``center`` (False), ``layout`` (None or a list of steps),
-            ``support`` ("all", "gradient"), ``momentum`` (0.95), ``nesterov`` (None: True for
-            spectral), ``momentum_order`` ("momentum_first", "polar_first"), ``alpha`` (0.0),
-            ``adjust_lr_fn`` ("match_rms_adamw", "original", "spectral_unclamped", "unit_rms_norm",
-            "none"),
-            ``ns_coefficients`` ("polar_express", "jordan", "you", "deepseek_v4", "cubic", one
-            triple, or a list of them), ``ns_steps`` (None), ``ns_method`` ("auto", "standard",
-            "gram", "exact"), ``ns_dtype`` ("auto", "float32", "bfloat16", "float16"),
-            ``ns_eps`` (0.0), ``betas`` ((0.9, 0.95)) and ``eps`` (1e-8) of adamw, ``state_dtype``
-            ("auto", "bfloat16"), ``stochastic_rounding`` (False), ``seed`` (0), ``maximize``
-            (False), ``capturable`` (False). The header erlangen/options.h says what each does.
+        options: any other of :class:`erlangen.Options`, as the default of all groups.
             torch's ``foreach`` and ``fused`` are taken and change nothing, as do
             ``differentiable`` and ``amsgrad`` where they are False.
 
@@ -72,24 +63,26 @@ class Equivariant(Optimizer):
             take, naming it and what is allowed, before anything has changed.
     """
 
+    __signature__: ClassVar[inspect.Signature]  # with every option, below
     _origin: Origin | None = None  # the model it was made from; copies and pickles have none
 
     def __init__(
         self,
-        params,
-        lr=_LR,
-        weight_decay=_WEIGHT_DECAY,
+        params: nn.Module | ParamsT,
+        lr: float | Tensor = _LR,
+        weight_decay: float | Tensor = _WEIGHT_DECAY,
         *,
         overrides: Mapping[str, Mapping] | None = None,
         strict: bool = False,
-        **options: Any,
+        **options: Unpack[Options],
     ):
         name = type(self).__name__
         chosen = arguments({**options, "lr": lr, "weight_decay": weight_decay}, name)
         defaults = {**OPTIONS, **chosen}
-        if isinstance(params, nn.ParameterList) and defaults["rule"]:
-            params = list(params)
-        if isinstance(params, nn.Module):
+        given: Any = params
+        if isinstance(given, nn.ParameterList) and defaults["rule"]:
+            given = list(given)
+        if isinstance(given, nn.Module):
             if defaults["rule"]:
                 raise TypeError(
                     f"{name} was given a model and one rule for all of it; allowed: "
@@ -98,36 +91,36 @@ class Equivariant(Optimizer):
                 )
             scale = defaults["adjust_lr_fn"]
             choices = {"overrides": overrides, "adjust_lr_fn": scale, "strict": strict}
-            groups = param_groups(params, **choices)
-            self._origin, params = Origin(params, choices), groups
+            groups = param_groups(given, **choices)
+            self._origin, given = Origin(given, choices), groups
         elif overrides is not None or strict:
             what = "strict" if overrides is None else "overrides"
             raise TypeError(
                 f"{name} was given {what} without a model; allowed: a model, or "
                 f"erlangen.param_groups(model, {what}={what})"
             )
-        if isinstance(params, torch.Tensor | str | Mapping | set | frozenset) or not isinstance(
-            params, Iterable
+        if isinstance(given, torch.Tensor | str | Mapping | set | frozenset) or not isinstance(
+            given, Iterable
         ):
             shown = {torch.Tensor: "a tensor", Mapping: "a dict", (set, frozenset): "a set"}
-            what = next((text for kind, text in shown.items() if isinstance(params, kind)), None)
+            what = next((text for kind, text in shown.items() if isinstance(given, kind)), None)
             raise TypeError(
-                f"{name} was given {what or repr(params)}; allowed: a model, a list of groups, or "
+                f"{name} was given {what or repr(given)}; allowed: a model, a list of groups, or "
                 "for a preset a list of parameters"
             )
-        params = list(params)
-        if not params:
+        given = list(given)
+        if not given:
             raise ValueError(
                 f"{name} was given an empty parameter list (as is an iterator that something else "
                 "has used up)"
             )
-        if any(isinstance(item, nn.Module) for item in params):
+        if any(isinstance(item, nn.Module) for item in given):
             raise TypeError(
                 f"{name} was given a list with a model in it; allowed: one model, such as "
                 "torch.nn.ModuleList([a, b])"
                 + (", whose parameters() a preset takes" if defaults["rule"] else "")
             )
-        groups = [group for group in params if isinstance(group, dict)]
+        groups = [group for group in given if isinstance(group, dict)]
         if not defaults["rule"] and not any(group.get("rule") for group in groups):
             what = "groups" if groups else "bare parameters"
             raise ValueError(
@@ -137,11 +130,16 @@ class Equivariant(Optimizer):
                 "of its own, erlangen.integrations.TrainerFactory"
             )
         self._plan = _C.Plan()
-        super().__init__(params, defaults)
+        super().__init__(given, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
 
     # torch.compile runs it as it is, between two graphs: it is compiled already. Decorated as torch
     # decorates Optimizer's methods, since torch.compiler.disable loads the compiler on import.
-    @torch._disable_dynamo
+    @_disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None):
         """Updates every parameter that has a gradient; returns the closure's loss, if any."""
@@ -313,9 +311,16 @@ class _Preset(Equivariant):
 
     _preset: str  # the name that C++ knows; a subclass of a preset keeps it
 
-    def __init__(self, params, lr=_LR, weight_decay=_WEIGHT_DECAY, **options: Any):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = _LR,
+        weight_decay: float | Tensor = _WEIGHT_DECAY,
+        **options: Unpack[Options],
+    ):
         preset = _C.preset_options(self._preset)
-        super().__init__(params, **{**preset, "lr": lr, "weight_decay": weight_decay, **options})
+        chosen: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, **options}
+        super().__init__(params, **{**preset, **chosen})
 
 
 class Muon(Equivariant):
@@ -334,24 +339,24 @@ class Muon(Equivariant):
         eps: least norm that a gradient is divided by; small gradients count less because of it.
         adjust_lr_fn: None ("original", √max(1, m/n)), "match_rms_adamw" (0.2·√max(m, n)),
             "spectral_unclamped" (√(m/n)), or another name that :class:`Equivariant` knows.
-        options: further options of :class:`Equivariant`.
+        options: further ones of :class:`erlangen.Options`.
     """
 
     def __init__(
         self,
-        params,
-        lr=1e-3,
-        weight_decay=0.1,
-        momentum=0.95,
-        nesterov=True,
-        ns_coefficients=(3.4445, -4.775, 2.0315),
-        eps=1e-7,
-        ns_steps=5,
-        adjust_lr_fn=None,
-        **options: Any,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        weight_decay: float | Tensor = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: Coefficients = (3.4445, -4.775, 2.0315),
+        eps: float = 1e-7,
+        ns_steps: int = 5,
+        adjust_lr_fn: Scale | None = None,
+        **options: Unpack[MuonOptions],
     ):
         preset = _C.preset_options("Muon")
-        chosen = {
+        chosen: dict[str, Any] = {
             "lr": lr,
             "weight_decay": weight_decay,
             "momentum": momentum,
@@ -360,8 +365,9 @@ class Muon(Equivariant):
             "ns_eps": eps,
             "ns_steps": ns_steps,
             "adjust_lr_fn": adjust_lr_fn or preset["adjust_lr_fn"],
+            **options,
         }
-        super().__init__(params, **{**preset, **chosen, **options})
+        super().__init__(params, **{**preset, **chosen})
 
     def _translated(self, group: dict) -> dict:
         # In torch.optim.Muon's groups eps is that of the norm, and None stands for "original". A

@@ -52,7 +52,9 @@ EquivariantOptions unusual() {
       .maximize(true)
       .capturable(true)
       .role("lm_head")
-      .param_names({"a", "b.c"});
+      .param_names({"a", "b.c"})
+      .evidence({"declared", "assumed"})
+      .why({"a table", "a Linear"});
 }
 
 TEST(Options, Defaults) {

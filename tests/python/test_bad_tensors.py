@@ -228,7 +228,7 @@ def test_model_with_undecided_tensors():
     raises(
         ValueError,
         ["mixing", "inner.table", "overrides"],
-        lambda: erlangen.Equivariant(Strange()),
+        lambda: erlangen.Equivariant(Strange(), strict=True),
     )
 
 

@@ -87,7 +87,10 @@ LR = {"alpha": 0.4, "hybrid_alpha": 2e-3, "polar_first": 3e-2}
 
 
 def equivariant(model, changes, **options):
-    overrides = {name: ROLES.get(name, {}) | changes.get(name, {}) for name in {**ROLES, **changes}}
+    roles = dict(ROLES)
+    if model.head.weight is not model.embedding.weight:
+        roles["lm_head"] = {"center": True}  # found by its shape alone, it would not be
+    overrides = {name: roles.get(name, {}) | changes.get(name, {}) for name in {**roles, **changes}}
     return erlangen.Equivariant(erlangen.param_groups(model, overrides), **options)
 
 

@@ -155,6 +155,21 @@ def test_options_on_which_the_saved_groups_differ_stay():
     assert (alone["lr"], alone["mine"]) == (0.02, 2)
 
 
+def test_entries_of_a_scheduler_on_which_the_saved_groups_differ_stay():
+    model, twin = net(), net()
+    optimizer = grouped(model, ["a", "b c", "gain"])
+    optimizer.param_groups[0]["lr"] = 0.25
+    torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, [0.1, 0.2, 0.3], total_steps=9, cycle_momentum=False
+    )
+    other = grouped(twin, ["a b", "c", "gain"])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(other, 0.5, total_steps=9, cycle_momentum=False)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["max_lr"] == 0.5 and other.param_groups[1]["max_lr"] == 0.2
+    steps(twin, other, count=1)
+    schedule.step()
+
+
 def test_names_of_torchs_adamw():
     model, twin = net(), net()
     theirs = torch.optim.AdamW(list(model.named_parameters()), lr=0.02)

@@ -166,9 +166,6 @@ class ListLike:
     def __getitem__(self, i):
         return self.items[i]
 
-    def __repr__(self):  # the same in every process: tests are named by it
-        return f"ListLike{self.items}"
-
 
 class DictLike:
     """As its DictConfig."""
@@ -197,11 +194,15 @@ VALUES = {
     "seed": [(numpy.int64(3), 3)],
     "ns_steps": [(numpy.int32(3), 3)],
 }
-CASES = [(key, *case) for key, cases in VALUES.items() for case in cases]
+CASES = [
+    pytest.param(key, *case, id=f"{key} {i}")  # named alike in every process
+    for key, cases in VALUES.items()
+    for i, case in enumerate(cases)
+]
 
 
 @pytest.mark.parametrize("how", ["argument", "group", "added"])
-@pytest.mark.parametrize(("key", "value", "plain"), CASES, ids=str)
+@pytest.mark.parametrize(("key", "value", "plain"), CASES)
 def test_values_of_other_libraries(key, value, plain, how):
     """Kept as Python's own, so that checkpoints of them load with weights_only."""
     rule = "adamw" if key == "betas" else "spectral"
@@ -238,7 +239,7 @@ def test_values_of_other_libraries(key, value, plain, how):
         ("layout", b"heads", ["of type bytes"]),
         ("layout", ListLike(ListLike()), ["layout"]),
     ],
-    ids=str,
+    ids=range(5),
 )
 def test_values_of_no_kind(key, value, words):
     group = {"params": [parameter()], "rule": "spectral"}

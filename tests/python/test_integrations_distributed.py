@@ -157,7 +157,7 @@ def zero(rank, folder, as_bucket_view, through_plain):
         "params": dict(model.named_parameters()),
         "state": consolidated(optimizer, rank),
         "held": [len(g["params"]) for g in optimizer.optim.param_groups],
-        "explained": optimizer.optim.explain(),
+        "explained": optimizer.optim.explain(full=True),
     }
 
 

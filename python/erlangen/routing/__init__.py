@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .decide import decide
-from .findings import ASSUMED, Finding, assumed
+from .findings import ASSUMED, DECLARED, Finding, assumed
 from .messages import assumed_message, callers_level
 from .modules import Place, has_one_weight, own_parameters, walk
 from .overrides import Overrides
@@ -87,7 +87,7 @@ def param_groups(
         if name not in names:
             names = [name, *names]
         role, options, is_chosen = chosen.resolve(names, finding, adjust_lr_fn)
-        grade, why = ("declared", "an override") if is_chosen else (finding.grade, finding.why)
+        grade, why = (DECLARED, "an override") if is_chosen else (finding.grade, finding.why)
         if grade == ASSUMED and parameter.numel():
             unsure.append((name, parameter, finding))
         roles.add(role)
@@ -111,7 +111,7 @@ def param_groups(
 def _unseen(parameter: nn.Parameter) -> Finding:
     """Some wrappers of other libraries make their tensors anew whenever they are listed."""
     if parameter.ndim < 2:
-        return Finding("other", "declared", "a vector")
+        return Finding("other", DECLARED, "a vector")
     return assumed("other", "no module shows it as its own")
 
 
@@ -128,7 +128,7 @@ def _aliases(model: nn.Module) -> dict[int, list[str]]:
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 names.setdefault(id(parameter), []).append(prefix + name)
-        for name, child in reversed(module._modules.items()):
+        for name, child in reversed(list(module._modules.items())):
             if child is not None:
                 stack.append((f"{prefix}{name}.", child))
     return names
@@ -139,7 +139,9 @@ def _refuse_shards(parameters: dict[str, nn.Parameter], places: list[Place]) -> 
     flat = set()
     for place in places:
         own = [p for _, p in own_parameters(place.module)]
-        if has_one_weight(place.module) and own and all(p.ndim < 2 for p in own):
+        # One that is parametrised has parts instead.
+        is_whole = has_one_weight(place.module) and not list(place.module._modules.items())
+        if is_whole and own and all(p.ndim < 2 for p in own):
             flat.update(id(p) for p in own)
     for name, p in parameters.items():
         if is_lazy(p):

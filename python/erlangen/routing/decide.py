@@ -4,12 +4,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from torch import nn
-
 from . import declarations, layers, matching, modules, numbers, tensors
-from .conventions import ATTENTION_CLASSES, HEADS, HEADS_BESIDE_TOKENS, TOKEN_TABLES
-from .findings import ASSUMED, DECLARED, GRADES, RECOGNISED, Finding, assumed
+from .declarations import UNCENTERED
+from .findings import ASSUMED, GRADES, RECOGNISED, Finding, assumed
 from .modules import Place
+from .patterns import ATTENTION_CLASSES, HEADS, HEADS_BESIDE_TOKENS, TOKEN_TABLES
 
 Uses = list[tuple[Place, Finding]]
 
@@ -19,7 +18,7 @@ def decide(places: list[Place]) -> dict[int, Finding]:
     findings = _collect(places)
     table = declarations.token_table(places)
     decisions = {key: _merge(uses) for key, uses in findings.items()}
-    decisions |= _declared_ties(findings, decisions, table)
+    decisions |= _declared_ties(places, findings, decisions)
     decisions |= _heads_by_table(places, findings, decisions, table)
     return decisions
 
@@ -35,20 +34,28 @@ def _collect(places: list[Place]) -> dict[int, Uses]:
 
     findings: dict[int, Uses] = {}
     for place in places:
+        if modules.is_part_of_weight(place):
+            continue
         declared = declarations.experts(place)
         stacks = {id(place.module._parameters[name]): f for name, f in declared.items()}
         of_map = of_maps.get(id(place.module))
         weight = modules.weight_of(place.module) if of_map else None
         for parameter, by_type in layers.judge(place):
-            found = by_type
-            if by_type.role != "lora":
-                found = stacks.get(id(parameter)) or of_tensors.get(id(parameter)) or found
-                if parameter is weight and (by_type.grade != DECLARED or of_map.role == "lm_head"):
-                    found = of_map
-                elif found is by_type and by_type.grade == ASSUMED and by_type.role == "dense":
-                    found = _by_surroundings(place, by_type, in_attention)
+            said = [stacks.get(id(parameter)), of_tensors.get(id(parameter)), by_type]
+            if parameter is weight:
+                said.insert(2, of_map)
+            found = _best(finding for finding in said if finding is not None)
+            if by_type.role == "lora":
+                found = by_type
+            elif found is by_type and by_type.grade == ASSUMED and by_type.role == "dense":
+                found = _by_surroundings(place, by_type, in_attention)
             findings.setdefault(id(parameter), []).append((place, found))
     return findings
+
+
+def _best(findings: Iterable[Finding]) -> Finding:
+    """The one that can be relied on most; the first of equals."""
+    return min(findings, key=lambda finding: GRADES.index(finding.grade))
 
 
 def _by_surroundings(place: Place, by_type: Finding, in_attention: dict) -> Finding:
@@ -68,8 +75,7 @@ def _obeys_heads(shape: tuple[int, ...], attention: Place, place: Place) -> bool
     """Whether a map leads from the model's width to several features a head, or back."""
     known = numbers.sources([attention, place], place.config)
     counts = {sizes["heads"] for sizes in known if "heads" in sizes}
-    things = (place.config, attention.module)
-    widths = {numbers.read(thing, name) for thing in things for name in numbers.WIDTHS}
+    widths = numbers.widths(place.config) | numbers.widths(attention.module)
     if len(shape) != 2:
         return False
     return any(
@@ -97,7 +103,7 @@ def _inside(places: list[Place], kinds: Iterable[type]) -> dict[int, Place]:
     """What stands in modules of these classes, or of one that is called attention, by id, and the
     place of that module."""
     found: dict[int, Place] = {}
-    kinds = tuple(kind for kind in kinds if kind is not nn.Module)
+    kinds = tuple(kinds)
     for place in places:
         users = [user for user, _ in place.users]
         for user in users:
@@ -114,7 +120,7 @@ def _inside(places: list[Place], kinds: Iterable[type]) -> dict[int, Place]:
 
 def _merge(uses: Uses) -> Finding:
     found = [finding for _, finding in uses]
-    best = min(found, key=lambda finding: GRADES.index(finding.grade))
+    best = _best(found)
     if all(finding.says_as(best) for finding in found):
         return best
     # A lookup table that is also a linear map is a tied head, whoever uses it.
@@ -126,19 +132,25 @@ def _merge(uses: Uses) -> Finding:
         return sure[0]
     roles = sorted({finding.role for finding in found})
     role = roles[0] if len(roles) == 1 else "dense"
-    if any(finding.layout != best.layout for finding in found) and len(roles) == 1:
-        return assumed(role, "shared by modules that part it differently")
-    return assumed(role, f"shared by modules that make different things of it: {', '.join(roles)}")
+    # How it is stored is no opinion: [out, in] for all that follows.
+    storages = [modules.storage(place.module) for place, _ in uses]
+    layout = storages[0] if all(storage == storages[0] for storage in storages) else []
+    why = "shared by modules that part it differently"
+    if len(roles) > 1:
+        why = f"shared by modules that make different things of it: {', '.join(roles)}"
+    return assumed(role, why, layout)
 
 
 def _reads_table(place: Place) -> bool:
     return modules.is_embedding(place.module) or modules.is_linear(place.module)
 
 
-def _declared_ties(findings, decisions, table: Place | None) -> dict[int, Finding]:
+def _declared_ties(places, findings, decisions) -> dict[int, Finding]:
     """Heads that the config declares tied. Where the embedding is elsewhere (another pipeline
     stage), both copies must take the same rule; where it is here, model and config disagree."""
     found = {}
+    tables = [modules.weight_of(p.module) for p in places if modules.is_embedding(p.module)]
+    shapes = [tuple(table.shape) for table in tables if table is not None]
     for key, uses in findings.items():
         place = uses[0][0]
         if decisions[key].role != "lm_head":
@@ -146,11 +158,14 @@ def _declared_ties(findings, decisions, table: Place | None) -> dict[int, Findin
         if not getattr(place.config, "tie_word_embeddings", False):
             continue
         shape = modules.logical_shape(place.module)
-        if table is None:
+        if not any(declarations.is_padded(shape[0], rows) for rows, _ in shapes):
             found[key] = replace(decisions[key], role="embedding", options={})
-        elif tuple(modules.weight_of(table.module).shape) == shape:
-            why = "the config has tie_word_embeddings=True, but head and table are two tensors"
-            found[key] = replace(decisions[key], grade=ASSUMED, why=why, options={"center": False})
+        elif shape in shapes:
+            why = (
+                "the config has tie_word_embeddings=True, but head and table are two tensors: call "
+                "model.tie_weights(), or set it to False"
+            )
+            found[key] = replace(decisions[key], grade=ASSUMED, why=why, options=dict(UNCENTERED))
     return found
 
 
@@ -160,11 +175,11 @@ def _declared_ties(findings, decisions, table: Place | None) -> dict[int, Findin
 def _heads_by_table(places, findings, decisions, table: Place | None) -> dict[int, Finding]:
     """The linear map onto the tokens of a model that does not declare it: by its name and that of
     the table, or, as the last map of the model, by the table's shape alone."""
-    if table is None or modules.weight_of(table.module) is None:
+    weight = None if table is None else modules.weight_of(table.module)
+    if table is None or weight is None:
         return {}
     if any(finding.role == "lm_head" for finding in decisions.values()):
         return {}
-    weight = modules.weight_of(table.module)
     if any(modules.is_linear(place.module) for place, _ in findings.get(id(weight), ())):
         return {}  # tied
     maps = [p for p in places if modules.is_linear(p.module) and not p.is_adapter]
@@ -175,7 +190,7 @@ def _heads_by_table(places, findings, decisions, table: Place | None) -> dict[in
     for place in free:
         shape = modules.logical_shape(place.module)
         is_called_so = any(re.fullmatch(pattern, name) for _, name in place.users)
-        if is_called_so and shape[1:] == (width,) and 0 <= shape[0] - rows < 1024:
+        if is_called_so and shape[1:] == (width,) and declarations.is_padded(shape[0], rows):
             options = declarations.head_options(place.config)
             storage = modules.storage(place.module)
             why = "called a head, in the shape of the table of tokens"
@@ -184,7 +199,7 @@ def _heads_by_table(places, findings, decisions, table: Place | None) -> dict[in
         if modules.logical_shape(free[-1].module) == (rows, width):
             storage = modules.storage(free[-1].module)
             why = "the last map, in the table's shape"
-            head = Finding("lm_head", ASSUMED, why, storage, {"center": False})
+            head = Finding("lm_head", ASSUMED, why, storage, dict(UNCENTERED))
             return _of_versions(free[-1], free, head)
     return {}
 

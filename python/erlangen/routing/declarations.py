@@ -5,16 +5,16 @@ import re
 from torch import nn
 
 from . import modules, numbers
-from .conventions import ROUTER_CLASSES
 from .findings import DECLARED, RECOGNISED, Finding
 from .layers import heads
 from .modules import TRANSPOSE, Place
+from .patterns import ROUTER_CLASSES
 
 # Losses and caps that see a shift which all vocabulary logits, or all experts' logits, share.
 _SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 _HEAD_Z_LOSSES = ("z_loss_coefficient",)
 _ROUTER_Z_LOSSES = ("router_z_loss_coef", "z_loss_coef", "router_z_loss_coefficient")
-_UNCENTERED = {"center": False}
+UNCENTERED = {"center": False}
 
 
 def _states(config, names: tuple[str, ...]) -> bool:
@@ -24,22 +24,34 @@ def _states(config, names: tuple[str, ...]) -> bool:
 
 def head_options(config) -> dict:
     """No centering where the loss sees a shift that all vocabulary logits share."""
-    return dict(_UNCENTERED) if _states(config, _SOFT_CAPS + _HEAD_Z_LOSSES) else {}
+    return dict(UNCENTERED) if _states(config, _SOFT_CAPS + _HEAD_Z_LOSSES) else {}
 
 
 def router_options(place: Place) -> dict:
-    """No centering where experts are scored one by one, or a loss sees the shared shift."""
-    if _states(place.config, _ROUTER_Z_LOSSES):
-        return dict(_UNCENTERED)
-    if numbers.flag(place.config, "scoring_func", "moe_router_score_function") == "sigmoid":
-        return dict(_UNCENTERED)
-    for p in (place, place.owner):
+    """No centering where a loss sees the shared shift, and but where the router's code, or that
+    around it, takes a softmax: experts that are scored one by one share nothing."""
+    scoring = numbers.flag(place.config, "scoring_func", "moe_router_score_function")
+    if _states(place.config, _ROUTER_Z_LOSSES) or scoring == "sigmoid":
+        return dict(UNCENTERED)
+    takes_softmax = False
+    around = [place, place.owner]
+    if place.owner is not None and re.search(
+        ROUTER_CLASSES, modules.class_name(place.owner.module)
+    ):
+        around.append(place.owner.owner)
+    for p in around:
         if p is None or type(p.module) is nn.Linear:
             continue
+        # What a block of experts does with sigmoids may be its shared experts' gate; what methods
+        # about routing do is not.
         own = p is place or re.search(ROUTER_CLASSES, modules.class_name(p.module)) is not None
-        if modules.calls(p.module, "sigmoid", lambda m, own=own: own or "rout" in m or "gat" in m):
-            return dict(_UNCENTERED)
-    return {}
+        if modules.calls(p.module, "sigmoid", lambda m, own=own: own or "rout" in m):
+            return dict(UNCENTERED)
+        takes_softmax = takes_softmax or modules.calls(p.module, "softmax")
+        takes_softmax = takes_softmax or any(
+            isinstance(child, nn.Softmax) for child in p.module._modules.values()
+        )
+    return {} if takes_softmax else dict(UNCENTERED)
 
 
 # Tables and heads
@@ -82,9 +94,10 @@ def output_embeddings(places: list[Place]) -> dict[int, Finding]:
         options = head_options(place.config)
         storage = modules.storage(head)
         finding = Finding("lm_head", DECLARED, "get_output_embeddings()", storage, options)
+        users = _users_of(head, places)  # trainable copies of it stand there too
         for p in places:
-            is_copy = any(u is v for u in p.users for v in _users_of(head, places))
-            if p.module is head or (is_copy and modules.is_linear(p.module)):
+            is_copy = bool(p.users) and p.users[0] in users and modules.is_linear(p.module)
+            if p.module is head or is_copy:
                 found[id(p.module)] = finding
     return found
 
@@ -103,8 +116,12 @@ def _is_of_vocabulary(head: nn.Module, place: Place) -> bool:
     table = _ask(place.module, "get_input_embeddings")
     if table is not None and modules.is_embedding(table):
         sizes.add(table.num_embeddings)
-    sizes.discard(None)
-    return any(0 <= rows[0] - size < 1024 for size in sizes) if rows else False
+    return any(is_padded(row, size) for row in rows for size in sizes if size is not None)
+
+
+def is_padded(rows: int, size: int) -> bool:
+    """Whether so many rows are a vocabulary's of this size, padded or not."""
+    return 0 <= rows - size < 1024
 
 
 # Experts
@@ -119,13 +136,14 @@ def experts(place: Place) -> dict[str, Finding]:
         return {}
     is_transposed, is_concatenated = flags
     first = "gate_up_proj" if has_gate else "up_proj"
-    stacks = {name: module._parameters.get(name) for name in (first, "down_proj")}
-    if any(p is None or p.ndim != 3 for p in stacks.values()):
+    held = {name: module._parameters.get(name) for name in (first, "down_proj")}
+    stacks = {name: p for name, p in held.items() if p is not None and p.ndim == 3}
+    if len(stacks) != len(held):
         return {}
     entering, leaving = (tuple(p.shape) for p in stacks.values())
     if is_transposed:  # as [E, out, in]
         entering, leaving = (s[:1] + s[:0:-1] for s in (entering, leaving))
-    if entering[1] != (1 + has_gate) * leaving[2]:
+    if entering[1] != (2 if has_gate else 1) * leaving[2]:
         return {}
     storage = [TRANSPOSE] if is_transposed else []
     layout = []
@@ -163,6 +181,10 @@ def recorded(places: list[Place]) -> dict[str, set[type]]:
 def routers(places: list[Place], kinds: set[type]) -> dict[int, Finding]:
     """Maps onto the experts' logits, by the parameter's id."""
     found = {}
+    children: dict[int, list[Place]] = {}
+    for place in places:
+        for user, _ in place.users:
+            children.setdefault(id(user), []).append(place)
     for place in places:
         name = modules.class_name(place.module)
         is_declared = any(isinstance(place.module, kind) for kind in kinds)
@@ -170,14 +192,16 @@ def routers(places: list[Place], kinds: set[type]) -> dict[int, Finding]:
             continue
         counts = numbers.experts(place)
         # Some name a block around it: then the map that has as many rows.
-        inside = [place] + [p for p in places if any(u is place for u, _ in p.users)]
-        for p in inside:
+        for p in (place, *children.get(id(place), ())):
             weight = modules.weight_of(p.module)
-            if weight is None or weight.ndim != 2 or p is place and type(p.module) is nn.Linear:
+            if weight is None or p is place and type(p.module) is nn.Linear:
                 continue
-            if weight.shape[0] not in counts or weight.shape[0] < 2:
+            is_map = modules.is_linear(p.module)
+            shape = modules.logical_shape(p.module) if is_map else tuple(weight.shape)
+            if len(shape) != 2 or shape[0] not in counts or shape[0] < 2:
                 continue
             grade = DECLARED if is_declared else RECOGNISED
-            why = f"{weight.shape[0]} rows of {name}"
-            found[id(weight)] = Finding("router", grade, why, [], router_options(p))
+            storage = modules.storage(p.module)
+            why = f"{shape[0]} rows of {name}"
+            found[id(weight)] = Finding("router", grade, why, storage, router_options(p))
     return found

@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterator
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from . import modules, numbers
-from .conventions import DISTANCES, GAINS, TABLES_OF_NUMBERS, VECTORS
 from .findings import DECLARED, RECOGNISED, Finding, assumed
 from .modules import FLATTEN, TRANSPOSE, Place
+from .patterns import DISTANCES, GAINS, NORM_CLASSES, TABLES_OF_NUMBERS, VECTORS
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
@@ -66,7 +67,7 @@ def _judge_table(place: Place) -> Finding:
     return Finding("embedding", DECLARED, "a lookup table")
 
 
-def _judge_convolution(module: nn.Module) -> Finding:
+def _judge_convolution(module: _ConvNd) -> Finding:
     """[out, in / groups, k, ...], transposed ones [in, out / groups, k, ...].
 
     Each group is a linear map of its own. A depthwise kernel maps no channel to another, it is one
@@ -89,8 +90,10 @@ def _judge_convolution(module: nn.Module) -> Finding:
 def _judge_tensor(place: Place, name: str, parameter: nn.Parameter) -> Finding:
     module, shape = place.module, tuple(parameter.shape)
     kind = modules.class_name(module)
-    if modules.is_gain(module) or "Norm" in kind:
+    if modules.is_gain(module):
         return Finding("other", DECLARED, "gains of a norm")
+    if re.search(NORM_CLASSES, kind) and not numbers.stated(place).isdisjoint(shape):
+        return Finding("other", RECOGNISED, f"gains of a {kind}")
     if isinstance(module, _RECURRENT):
         return _judge_recurrent(module, parameter)
     if isinstance(module, nn.MultiheadAttention):
@@ -102,11 +105,13 @@ def _judge_tensor(place: Place, name: str, parameter: nn.Parameter) -> Finding:
     leaf = name.rsplit(".", 1)[-1]
     for pattern, why in ((VECTORS, "bias"), (GAINS, "gains"), (TABLES_OF_NUMBERS, "numbers")):
         if re.search(pattern, leaf) and (pattern is not VECTORS or parameter.ndim == 2):
+            if numbers.stated(place).isdisjoint(shape):
+                return assumed("other", f"{why} by the name {leaf} alone, {list(shape)}")
             return Finding("other", RECOGNISED, f"{why}, by the name {leaf}")
     return assumed("other", f"a tensor of {kind} itself, {list(shape)}")
 
 
-def _judge_recurrent(module: nn.Module, parameter: nn.Parameter) -> Finding:
+def _judge_recurrent(module: nn.RNNBase | nn.RNNCellBase, parameter: nn.Parameter) -> Finding:
     gates = 1
     if isinstance(module, (nn.LSTM, nn.LSTMCell)):
         gates = 4
@@ -118,7 +123,7 @@ def _judge_recurrent(module: nn.Module, parameter: nn.Parameter) -> Finding:
     return Finding("dense", DECLARED, "of a recurrent layer", layout)
 
 
-def _judge_multihead_attention(module: nn.Module, parameter: nn.Parameter) -> Finding:
+def _judge_multihead_attention(module: nn.MultiheadAttention, parameter: nn.Parameter) -> Finding:
     why = "torch.nn.MultiheadAttention"
     # q, k, v apart or one above the other: the heads of each are equal parts of the rows.
     count, rest = divmod(parameter.shape[0] * module.num_heads, module.embed_dim)

@@ -35,7 +35,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-@dataclass
+@dataclass(eq=False)  # a place is itself
 class Place:
     """A module, the modules that use it and under which names, and the nearest config."""
 
@@ -72,7 +72,7 @@ def walk(model: nn.Module) -> list[Place]:
         module, user, name, config, is_adapter, stands_for = stack.pop()
         place = places.get(id(module))
         is_new = place is None
-        if is_new:
+        if place is None:
             config = _own_config(module) or config
             place = places[id(module)] = Place(module, config, is_adapter, index=len(places))
         if user is not None and not any(user is u and name == n for u, n in place.users):
@@ -129,11 +129,12 @@ _SIZES_OF_LINEARS = (("out_features", "in_features"), ("output_size", "input_siz
 def _is_named_linear(module: nn.Module) -> bool:
     if "Linear" not in type(module).__name__:
         return False
-    weight = module._parameters.get("weight")
+    weight = dict(module._parameters.items()).get("weight")  # a script module's has no get
     shape = () if weight is None else tuple(weight.shape)
     for names in _SIZES_OF_LINEARS:
-        sizes = tuple(getattr(module, name, None) for name in names)
-        if len(shape) == 2 and all(isinstance(size, int) for size in sizes):
+        stated = [getattr(module, name, None) for name in names]
+        sizes = [size for size in stated if isinstance(size, int)]
+        if len(shape) == 2 and len(sizes) == 2:
             return all(size % part == 0 for size, part in zip(sizes, shape, strict=True) if part)
     return False
 
@@ -171,8 +172,15 @@ def is_gain(module: nn.Module) -> bool:
 
 
 def is_embedding(module: nn.Module) -> bool:
-    """Whether the module is a lookup table."""
-    return isinstance(module, _EMBEDDINGS)
+    """Whether the module is a lookup table: torch's, or one that is called so and has one matrix of
+    the width that its own numbers repeat (Megatron's VocabParallelEmbedding)."""
+    if isinstance(module, _EMBEDDINGS):
+        return True
+    width = getattr(module, "embedding_dim", None)
+    if "Embedding" not in type(module).__name__ or not isinstance(width, int):
+        return False
+    held = [p for p in module._parameters.values() if p is not None]
+    return len(held) == 1 and held[0].ndim == 2 and held[0].shape[1] == width
 
 
 def has_one_weight(module: nn.Module) -> bool:
@@ -204,10 +212,10 @@ def _own_config(module: nn.Module):
 def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The parameters that the module itself holds, in order; a parametrised one as its parts."""
     found = [(name, p) for name, p in module._parameters.items() if p is not None]
-    lists = module._modules.get("parametrizations")
+    lists = getattr(module, "parametrizations", None)
     if lists is not None and parametrize.is_parametrized(module):
         for name, parts in lists._modules.items():
-            for key, p in parts._parameters.items():
+            for key, p in parts._parameters.items() if parts is not None else ():
                 if p is not None:
                     found.append((f"parametrizations.{name}.{key}", p))
     return found
@@ -228,6 +236,15 @@ def weight_of(module: nn.Module) -> nn.Parameter | None:
             return None
         parts = [p for p in parts if p.shape == shape][-1:]  # of weight_norm lengths come first
     return parts[0] if len(parts) == 1 else None
+
+
+def is_part_of_weight(place: Place) -> bool:
+    """Whether the module holds parts from which another makes its weight, and speaks for them."""
+    path = {"torch.nn.utils.parametrize.ParametrizationList"}
+    if not has_class(place.module, path):
+        return False
+    users = [user for user, _ in place.users] + [u for p, _ in place.users for u, _ in p.users]
+    return any(parametrize.is_parametrized(user.module) for user in users)
 
 
 def calls(module: nn.Module, name: str, methods: Callable[[str], bool] = lambda m: True) -> bool:

@@ -22,7 +22,6 @@ NAMES: dict[str, tuple[str, ...]] = {
         "hidden_size_per_attention_head",
     ),
     "v_head_dim": ("v_head_dim", "d_v"),
-    "q_rank": ("q_lora_rank", "q_a_rank"),
     "kv_rank": ("kv_lora_rank",),
     "nope": ("qk_nope_head_dim",),
     "rope": ("qk_rope_head_dim", "qk_rope_dim"),
@@ -38,7 +37,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "v_dim": ("head_v_dim", "linear_value_head_dim"),
 }  # fmt: skip
 _REPEATS = ("num_key_value_groups", "n_rep", "num_queries_per_kv", "kv_groups")
-# How many experts a layer has; heads of the word differ, the last resort is any of them.
+# How many experts a layer has.
 EXPERTS = (
     "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts",
     "n_experts", "num_moe_experts", "router_num_experts",
@@ -76,9 +75,13 @@ def flag(thing, *names: str):
 
 def parts(config) -> list:
     """The configs that a composite config holds."""
-    kind = type(config)
     own = () if config is None else vars(config).values()
-    return [value for value in own if hasattr(type(value), "model_type") and value is not kind]
+    return [value for value in own if hasattr(type(value), "model_type")]
+
+
+def widths(thing) -> set[int]:
+    """The sizes that a module or config states under any of the names of a width."""
+    return {width for name in WIDTHS if (width := read(thing, name)) is not None}
 
 
 def of(thing) -> Numbers:
@@ -119,4 +122,15 @@ def experts(place: Place) -> set[int]:
         user = user.owner
     found = {read(thing, name) for thing in things for name in EXPERTS}
     found |= {read(part, name) for part in parts(place.config) for name in EXPERTS}
-    return found - {None}
+    return {number for number in found if number is not None}
+
+
+def stated(place: Place) -> set[int]:
+    """Every size that the module, what is around it and the config state."""
+    things = [place.module, place.config, *parts(place.config)]
+    if place.owner is not None:
+        things.append(place.owner.module)
+    found = {value for thing in things for value in of(thing).values()}
+    for thing in things:
+        found |= widths(thing)
+    return (found | experts(place)) - {1}

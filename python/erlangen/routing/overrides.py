@@ -6,16 +6,12 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 from erlangen import _C
+from erlangen._options import OF_EACH, RENAMED
 
 from .findings import Finding
 
 ROLES = tuple(_C.role_names())
-_NOT_OPTIONS = (
-    "params",
-    "param_names",
-    "evidence",
-    "why",
-)  # what a group has besides, and no override sets
+_NOT_OPTIONS = ("params", *OF_EACH)  # what a group has besides, and no override sets
 
 
 class Overrides:
@@ -99,8 +95,8 @@ def _check(key: str, options: Mapping) -> None:
         if option not in known:
             near = difflib.get_close_matches(str(option), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; options: {', '.join(known)}"
-            if option == "lr_scale":  # of version 0.1; in groups it is timm's
-                hint = "; it is called 'update_scale'"
+            if option in RENAMED:
+                hint = f"; it is called {RENAMED[option]!r}"
             raise ValueError(f"overrides[{key!r}]: unknown option {option!r}{hint}")
     role = options.get("role", ROLES[0])
     if role not in ROLES:

@@ -5,10 +5,10 @@ import re
 from erlangen import _C
 
 from . import modules, numbers
-from .conventions import POSITIONS, PROJECTIONS
 from .findings import RECOGNISED, Finding
 from .layers import heads
 from .modules import TRANSPOSE, Place
+from .patterns import POSITIONS, PROJECTIONS
 
 
 def recognise(places: list[Place]) -> dict[int, Finding]:
@@ -26,9 +26,9 @@ def recognise(places: list[Place]) -> dict[int, Finding]:
             found |= _projections(place, raw)
             found |= _blocks(place, raw)
         for name, child in place.module._modules.items():  # stacks as modules of their own
-            own = {} if child is None else child._parameters
-            if own.get("weight") is not None and own["weight"].ndim == 3:
-                raw.setdefault(name, own["weight"])
+            stack = None if child is None else dict(child._parameters.items()).get("weight")
+            if stack is not None and stack.ndim == 3:
+                raw.setdefault(name, stack)
         if raw:
             found |= _stacks(place, raw)
     return found
@@ -38,8 +38,7 @@ def _positions(place: Place, raw: dict) -> dict[int, Finding]:
     """Tables [.., T, d] with T > 1 whose width d something beside them has too."""
     found = {}
     for name, p in raw.items():
-        rows = p.numel() // p.shape[-1] if p.numel() else 0
-        if re.search(POSITIONS, name) and rows > 1 and p.shape[-2] > 1:
+        if re.search(POSITIONS, name) and p.numel() and p.shape[-2] > 1:
             if p.shape[-1] in _widths(place):
                 found[id(p)] = Finding("embedding", RECOGNISED, f"{name}, a table")
     return found
@@ -63,24 +62,25 @@ def _text_width(place: Place) -> int | None:
 
 def _widths(place: Place) -> set[int]:
     """The widths that the config and the layers in and around the module have."""
-    found = {numbers.read(place.config, name) for name in numbers.WIDTHS}
+    found = numbers.widths(place.config)
     owner = place.owner or place
     for module in owner.module.modules():
         for name in ("out_features", "in_features", "out_channels", "embedding_dim", "embed_dim"):
-            found.add(numbers.read(module, name))
+            if (size := numbers.read(module, name)) is not None:
+                found.add(size)
         shape = getattr(module, "normalized_shape", None)
         if isinstance(shape, (tuple, list)) and len(shape) == 1:
             found.add(shape[0])
-    return found - {None}
+    return found
 
 
 def _stacks(place: Place, raw: dict) -> dict[int, Finding]:
     """Experts' matrices in stacks [E, out, in] or [E, in, out], as their equations tell."""
-    maps = _maps_beside(place)
+    maps = _maps_around(place)
     stacks = _C.recognise_stacks(
         {name: list(p.shape) for name, p in raw.items()},
-        counts=numbers.experts(place) | {shape[0] for shape in maps if shape[0] > 1},
-        routers=maps,
+        counts=numbers.experts(place) | ({shape[0] for shape in maps} - {1}),
+        maps=maps,
         width=numbers.read(place.config, *numbers.WIDTHS),
     )
     found = {}
@@ -96,8 +96,9 @@ def _blocks(place: Place, raw: dict) -> dict[int, Finding]:
     """Experts' matrices one below the other, [E * f, d] each, as DBRX stores them."""
     count = numbers.read(place.module, *numbers.EXPERTS)
     names = ("w1", "v1", "w2")
-    stacks = [raw.get(name) for name in names]
-    if count is None or any(p is None or p.ndim != 2 for p in stacks):
+    held = [raw.get(name) for name in names]
+    stacks = [p for p in held if p is not None and p.ndim == 2]
+    if count is None or len(stacks) != len(held):
         return {}
     shape = tuple(stacks[0].shape)
     if shape[0] % count or any(tuple(p.shape) != shape for p in stacks):
@@ -114,8 +115,8 @@ def _blocks(place: Place, raw: dict) -> dict[int, Finding]:
     }
 
 
-def _maps_beside(place: Place) -> list[tuple[int, ...]]:
-    """The shapes of the linear maps around the module: routers have a row for each expert."""
+def _maps_around(place: Place) -> list[tuple[int, ...]]:
+    """The shapes [out, in] of the maps in what is around the module, a router's among them."""
     if place.owner is None:
         return []
     maps = [m for m in place.owner.module.modules() if modules.is_linear(m)]

@@ -1,4 +1,4 @@
-#include "conventions.h"
+#include "routing/name_patterns.h"
 
 #include <regex>
 
@@ -36,6 +36,7 @@ const std::map<std::string, std::string>& name_patterns() {
       // Classes.
       {"router_classes", R"((Router|Gate|Gating|Gater)$)"},
       {"mlp_classes", R"(MLP|Mlp|FeedForward|Feedforward|FFN|Ffn|FFW)"},
+      {"norm_classes", R"(Norm(\dd)?$)"},
       {"attention_classes", R"((Attention|Attn)(\d*D|\dd)?$)"},
   };
   return patterns;

@@ -1,4 +1,5 @@
-#include "findings.h"
+#include "routing/findings.h"
+#include "routing/name_patterns.h"
 
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/conv.h>
@@ -117,12 +118,27 @@ Finding judge_attention(const nn::MultiheadAttentionImpl& module, const torch::T
   return {"attention", Grade::declared, why, heads(rows / width, -2)};
 }
 
+// Whether somebody in or around the module states one of the tensor's sizes.
+bool has_stated_size(const Model& model, size_t place, const torch::Tensor& tensor) {
+  const auto states_one = [&](size_t at) {
+    const Sizes& stated = model.tree[at].stated;
+    return std::any_of(stated.begin(), stated.end(), [&](const auto& entry) {
+      const auto sizes = tensor.sizes();
+      return entry.second != 1 &&
+             std::find(sizes.begin(), sizes.end(), entry.second) != sizes.end();
+    });
+  };
+  const auto owner = owner_of(model.tree, place);
+  return states_one(place) || (owner && states_one(*owner));
+}
+
 Finding judge_tensor(const Model& model, size_t place, const std::string& name,
                      const torch::Tensor& tensor) {
   const nn::Module& module = *model.nodes[place].module;
   const std::string& kind = model.tree[place].kind;
-  if (module.as<nn::LayerNormImpl>() || kind.find("Norm") != std::string::npos) {
-    return {"other", Grade::declared, "gains of a norm"};
+  if (module.as<nn::LayerNormImpl>()) return {"other", Grade::declared, "gains of a norm"};
+  if (is_found("norm_classes", kind) && has_stated_size(model, place, tensor)) {
+    return {"other", Grade::recognised, "gains of a " + kind};
   }
   Finding finding;
   if (judge_recurrent<nn::LSTMImpl, nn::LSTMCellImpl>(module, tensor, 4, finding) ||
@@ -133,16 +149,19 @@ Finding judge_tensor(const Model& model, size_t place, const std::string& name,
   if (const auto* attention = module.as<nn::MultiheadAttentionImpl>()) {
     return judge_attention(*attention, tensor);
   }
+  std::ostringstream sizes;
+  sizes << tensor.sizes();
   const std::pair<const char*, const char*> kinds[] = {
       {"vectors", "bias"}, {"gains", "gains"}, {"tables_of_numbers", "numbers"}};
   for (const auto& [pattern, what] : kinds) {
     if (pattern == std::string("vectors") && tensor.dim() != 2) continue;
-    if (is_found(pattern, name)) {
+    if (!is_found(pattern, name)) continue;
+    if (has_stated_size(model, place, tensor)) {
       return {"other", Grade::recognised, std::string(what) + ", by the name " + name};
     }
+    return {"other", Grade::assumed,
+            std::string(what) + " by the name " + name + " alone, " + sizes.str()};
   }
-  std::ostringstream sizes;
-  sizes << tensor.sizes();
   return {"other", Grade::assumed, "a tensor of " + kind + " itself, " + sizes.str()};
 }
 

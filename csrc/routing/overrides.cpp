@@ -1,4 +1,4 @@
-#include "overrides.h"
+#include "routing/overrides.h"
 
 #include "check.h"
 #include "ivalue.h"

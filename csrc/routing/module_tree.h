@@ -1,8 +1,9 @@
 // A torch::nn model as routing sees it.
 #pragma once
 
-#include "matching.h"
+#include "routing/places.h"
 
+#include <erlangen/options.h>
 #include <torch/nn/module.h>
 
 #include <string>
@@ -25,6 +26,7 @@ struct Model {
 
   std::vector<ModuleNode> nodes;  // in the order of definition, a shared module once
   ModuleTree tree;                // the same for the conventions
+  Children children;
 
   // Every parameter once, under its first name, in the order of named_parameters(), which itself
   // takes exponentially long where sharing is nested.

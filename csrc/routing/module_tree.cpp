@@ -1,4 +1,4 @@
-#include "module_tree.h"
+#include "routing/module_tree.h"
 
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/container/moduledict.h>
@@ -150,6 +150,7 @@ Model::Model(const nn::Module& root) {
     const std::pair<size_t, std::string> user = {visit.user, visit.name};
     if (std::find(users.begin(), users.end(), user) == users.end()) users.push_back(user);
   }
+  children = children_of(tree);
 }
 
 NamedTensors Model::named_parameters() const {

@@ -11,6 +11,9 @@ namespace erlangen {
 // The name with its numbers left open: one for all layers.
 std::string kind_of(const std::string& name);
 
+// What matches all these names of one kind: numbers stay where they are the same in each.
+std::string glob_of(const std::vector<std::string>& names);
+
 // A parameter whose role is only assumed.
 struct AssumedParam {
   std::string name;

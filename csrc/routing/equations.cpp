@@ -1,4 +1,4 @@
-#include "equations.h"
+#include "routing/equations.h"
 
 #include <algorithm>
 #include <cctype>

@@ -9,12 +9,10 @@
 // stored, or of a tensor as it is.
 #pragma once
 
-#include "equations.h"
+#include "routing/equations.h"
 
 #include <cstdint>
-#include <map>
 #include <string>
-#include <string_view>
 #include <vector>
 
 namespace erlangen {
@@ -44,23 +42,19 @@ struct Convention {
   std::vector<std::string> spellings;  // of the parts in their order; "-" where one is elsewhere
   std::vector<Parts> variants = {};    // other equations, tried where those before fail
   bool must_close = false;  // sizes of the shapes must be stated, not only those of layouts
+  std::string beside = "";  // the name of a module that must stand beside the parts
 };
+
+// The names in a spelling.
+std::vector<std::string> names_in(const std::string& spelling);
 
 // What linear maps are called.
 const std::vector<Convention>& conventions();
 
-// A class that is called an MLP, with this many maps, whatever their names: by order and shape.
+// The maps of a class that is called an MLP, so many, whatever their names: by order and shape.
 const std::vector<Convention>& mlps_by_order(size_t maps);
 
 // Experts' matrices in stacks.
 const std::vector<Convention>& expert_stacks();
-
-// Regular expressions (ECMAScript, which Python reads too) about the names of tensors, modules and
-// classes, each under what it finds.
-const std::map<std::string, std::string>& name_patterns();
-
-// Whether the pattern under `what` is found in `name`, or is all of it.
-bool is_found(const std::string& what, const std::string& name);
-bool is_all(const std::string& what, const std::string& name);
 
 }  // namespace erlangen

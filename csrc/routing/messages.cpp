@@ -1,9 +1,10 @@
-#include "messages.h"
+#include "routing/messages.h"
 
 #include <algorithm>
 #include <cstdio>
 #include <map>
 #include <regex>
+#include <sstream>
 #include <tuple>
 
 namespace erlangen {
@@ -32,26 +33,42 @@ std::string kind_of(const std::string& name) {
   return std::regex_replace(name, number, "$1*");
 }
 
+std::string glob_of(const std::vector<std::string>& names) {
+  std::vector<std::vector<std::string>> split;
+  for (const std::string& name : names) {
+    std::vector<std::string>& parts = split.emplace_back();
+    std::istringstream in(name);
+    for (std::string part; std::getline(in, part, '.');) parts.push_back(part);
+  }
+  std::string glob;
+  for (size_t i = 0; i < split.front().size(); ++i) {
+    const std::string& first = split.front()[i];
+    const bool is_same = std::all_of(split.begin(), split.end(),
+                                     [&](const auto& parts) { return parts[i] == first; });
+    glob += (i > 0 ? "." : "") + (is_same ? first : "*");
+  }
+  return glob;
+}
+
 std::string assumed_message(const std::vector<AssumedParam>& params, int64_t matrices,
                             int64_t elements, bool all, const OverrideSyntax& syntax) {
   struct Kind {
-    std::string glob;
     const AssumedParam* first;
-    size_t count = 0;
-    const std::string& name() const { return count > 1 ? glob : first->name; }
+    std::vector<std::string> names;
+    std::string glob;
   };
   std::vector<Kind> kinds;
   using Key = std::tuple<std::string, std::vector<int64_t>, std::string, std::string>;
   std::map<Key, size_t> index;
   int64_t assumed = 0;
   for (const AssumedParam& param : params) {
-    const std::string glob = kind_of(param.name);
-    const auto [found, is_new] =
-        index.try_emplace(Key(glob, param.shape, param.role, param.why), kinds.size());
-    if (is_new) kinds.push_back({glob, &param});
-    ++kinds[found->second].count;
+    const auto [found, is_new] = index.try_emplace(
+        Key(kind_of(param.name), param.shape, param.role, param.why), kinds.size());
+    if (is_new) kinds.push_back({&param, {}, {}});
+    kinds[found->second].names.push_back(param.name);
     assumed += elements_of(param.shape);
   }
+  for (Kind& kind : kinds) kind.glob = glob_of(kind.names);
   const double share =
       100.0 * static_cast<double>(assumed) / static_cast<double>(std::max<int64_t>(elements, 1));
   char percent[32];
@@ -62,27 +79,30 @@ std::string assumed_message(const std::vector<AssumedParam>& params, int64_t mat
   const size_t shown = all ? kinds.size() : std::min(kinds.size(), kMostKinds);
   for (size_t i = 0; i < shown; ++i) {
     const Kind& kind = kinds[i];
-    text += "  " + (kind.count > 1 ? std::to_string(kind.count) + " × " : "") + kind.name() + " " +
+    const size_t count = kind.names.size();
+    text += "  " + (count > 1 ? std::to_string(count) + " × " : "") + kind.glob + " " +
             text_of(kind.first->shape) + ": " + kind.first->role + ", as " + kind.first->why + "\n";
   }
   if (shown < kinds.size()) {
     text += "  ... and " + std::to_string(kinds.size() - shown) + " more kinds\n";
   }
-  std::stable_sort(kinds.begin(), kinds.end(),
-                   [](const Kind& a, const Kind& b) { return a.count > b.count; });
-  kinds.resize(std::min(kinds.size(), kMostExamples), Kind{});
   text += "Say what they are, by name or glob:\n  " + syntax.begin + "\n";
+  std::stable_sort(kinds.begin(), kinds.end(),
+                   [](const Kind& a, const Kind& b) { return a.names.size() > b.names.size(); });
+  const size_t written = all ? kinds.size() : std::min(kinds.size(), kMostExamples);
   std::vector<std::pair<std::string, std::string>> examples;
-  for (const Kind& kind : kinds) {  // one glob may stand for several, of different shapes
+  for (size_t i = 0; i < written; ++i) {  // one glob may stand for several, of different shapes
+    const Kind& kind = kinds[i];
     const auto known = std::find_if(examples.begin(), examples.end(),
-                                    [&](const auto& entry) { return entry.first == kind.name(); });
+                                    [&](const auto& entry) { return entry.first == kind.glob; });
     if (known == examples.end()) {
-      examples.emplace_back(kind.name(), kind.first->role);
+      examples.emplace_back(kind.glob, kind.first->role);
     } else {
       known->second = kind.first->role;
     }
   }
-  for (const auto& [name, role] : examples) text += "    " + syntax.entry(name, role) + ",\n";
+  for (const auto& [glob, role] : examples) text += "    " + syntax.entry(glob, role) + ",\n";
+  if (written < kinds.size()) text += "    ...\n";
   text += "  " + syntax.end +
           "\nwith attention, mlp_in, mlp_out, expert_in, expert_out, router, embedding, lm_head or "
           "dense for a matrix [out, in] (with its \"layout\", such as " +

@@ -1,5 +1,6 @@
-#include "conventions.h"
+#include "routing/conventions.h"
 
+#include <iterator>
 #include <sstream>
 
 namespace erlangen {
@@ -134,12 +135,9 @@ void add_attention(std::vector<Convention>& all) {
     qkv projection_layer
     qkv dense
     qkv out
-    qkv -
-    qkv_proj -
     query_key_value dense
     self.query_key_value output.dense
     query_key_value o_proj
-    query_key_value -
     Wqkv out_proj
     Wqkv Wo
     Wqkv o_proj
@@ -160,6 +158,11 @@ void add_attention(std::vector<Convention>& all) {
     attention.query_key_value attention.dense
     )"),
                  {{mha_qkv, same_o}}});
+  // Without the map that follows nothing but the width tells how many heads keys and values have.
+  const Part square_qkv = {
+      attention, {"3 * heads * head_dim", "heads * head_dim"}, rows("3 * heads")};
+  all.push_back(
+      {"fused attention", {qkv}, lines("qkv\n query_key_value\n qkv_proj"), {{square_qkv}}});
   all.push_back({"attention with keys and values in one", {q, kv, same_o}, lines(R"(
     q_proj kv_proj out_proj
     q_proj kv_proj o_proj
@@ -309,7 +312,10 @@ void add_recurrences(std::vector<Convention>& all) {
                  must_close});
   all.push_back({"short convolution",
                  {{dense, {"3 * _c", "_d"}, rows("3")}, {dense, {"_d", "_c"}}},
-                 lines("in_proj out_proj")});
+                 lines("in_proj out_proj"),
+                 {},
+                 !must_close,
+                 "conv"});
   all.push_back(
       {"gated convolution", {{dense, {"2 * _c", "_d"}, rows("2")}, {dense, {"_e", "_c"}}}, lines(R"(
     pointwise_conv1 pointwise_conv2
@@ -391,6 +397,11 @@ void add_single_maps(std::vector<Convention>& all) {
 
 }  // namespace
 
+std::vector<std::string> names_in(const std::string& spelling) {
+  std::istringstream in(spelling);
+  return {std::istream_iterator<std::string>(in), {}};
+}
+
 const std::vector<Convention>& conventions() {
   static const std::vector<Convention> all = [] {
     std::vector<Convention> result;
@@ -406,8 +417,7 @@ const std::vector<Convention>& conventions() {
 const std::vector<Convention>& mlps_by_order(size_t maps) {
   static const std::vector<Convention> none,
       two = {{"MLP", {mlp_in(), mlp_out()}, {}}, {"gated MLP", {mlp_gate_up(), mlp_out()}, {}}},
-      three = {{"gated MLP", {mlp_in(), mlp_in(), mlp_out()}, {}},
-               {"gated MLP", {mlp_in(), mlp_out(), mlp_in()}, {}}};
+      three = {{"gated MLP", {mlp_in(), mlp_in(), mlp_out()}, {}}};
   return maps == 2 ? two : maps == 3 ? three : none;
 }
 
@@ -415,6 +425,7 @@ const std::vector<Convention>& expert_stacks() {
   static const std::vector<Convention> all = [] {
     const Part in = {"expert_in", {"_E", "_f", "_d"}};
     const Part gate_up = {"expert_in", {"_E", "2 * _f", "_d"}, rows("2")};
+    // _F: LongCat's has experts that pass on what they get, and so fewer maps out than in.
     const Part out = {"expert_out", {"_F", "_d", "_f"}, {}, is_output};
     const char* what = "a stack of experts";
     return std::vector<Convention>{{what, {gate_up, out}, lines(R"(

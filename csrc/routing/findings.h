@@ -1,7 +1,7 @@
 // What is found about the parameters of a torch::nn model, and how far it can be relied on.
 #pragma once
 
-#include "module_tree.h"
+#include "routing/module_tree.h"
 
 #include <optional>
 #include <string>

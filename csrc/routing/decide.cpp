@@ -1,5 +1,9 @@
-#include "findings.h"
+#include "check.h"
+#include "routing/findings.h"
+#include "routing/matching.h"
+#include "routing/name_patterns.h"
 
+#include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/conv.h>
 
 #include <algorithm>
@@ -22,23 +26,34 @@ bool has_norm_beside(const Model& model, size_t place) {
     return tensor.defined() && tensor.dim() > 0 &&
            std::find(shape.begin(), shape.end(), tensor.size(0)) != shape.end();
   };
-  for (size_t sibling = 0; sibling < model.nodes.size(); ++sibling) {
-    if (model.tree[sibling].kind.find("Norm") == std::string::npos) continue;
-    const auto is_beside = [&](const auto& user) {
-      const auto& users = model.tree[place].users;
-      return std::any_of(users.begin(), users.end(),
-                         [&](const auto& own) { return own.first == user.first; });
-    };
-    const auto& users = model.tree[sibling].users;
-    if (std::none_of(users.begin(), users.end(), is_beside)) continue;
-    for (const auto& [name, tensor] : model.nodes[sibling].tensors) {
-      if (has_size(tensor)) return true;
-    }
-    for (const auto& item : model.nodes[sibling].module->named_buffers(/*recurse=*/false)) {
-      if (has_size(item.value())) return true;
+  for (const auto& [user, name] : model.tree[place].users) {
+    for (const auto& [sibling_name, sibling] : model.children[user]) {
+      if (model.tree[sibling].kind.find("Norm") == std::string::npos) continue;
+      for (const auto& [tensor_name, tensor] : model.nodes[sibling].tensors) {
+        if (has_size(tensor)) return true;
+      }
+      for (const auto& item : model.nodes[sibling].module->named_buffers(/*recurse=*/false)) {
+        if (has_size(item.value())) return true;
+      }
     }
   }
   return false;
+}
+
+// Whether a Softmax stands beside a router's map. No other code can be read here: experts that are
+// scored one by one, as by a sigmoid, share no shift.
+bool has_softmax_beside(const Model& model, size_t place) {
+  const auto holds_softmax = [&](size_t at) {
+    return std::any_of(
+        model.children[at].begin(), model.children[at].end(), [&](const auto& child) {
+          return model.nodes[child.second].module->template as<torch::nn::SoftmaxImpl>() != nullptr;
+        });
+  };
+  auto owner = owner_of(model.tree, place);
+  if (owner && holds_softmax(*owner)) return true;
+  if (!owner || !is_found("router_classes", model.tree[*owner].kind)) return false;
+  owner = owner_of(model.tree, *owner);
+  return owner && holds_softmax(*owner);
 }
 
 // Every finding about every parameter: one for each use.
@@ -54,13 +69,16 @@ std::unordered_map<const void*, Uses> collect(const Model& model) {
       Finding found = std::move(by_type);
       const auto of_tensor = of_tensors.find(key_of(tensor));
       const bool is_map = of_map != of_maps.end() && tensor.is_same(weight);
-      if (is_map && found.grade != Grade::declared) {
+      if (found.grade == Grade::declared) {
+        // Nothing says it better.
+      } else if (of_tensor != of_tensors.end()) {
+        found = of_tensor->second;
+      } else if (is_map) {
         Layout layout = storage_of(module);
         const Recognised& recognised = of_map->second;
         layout.insert(layout.end(), recognised.layout.begin(), recognised.layout.end());
         found = {recognised.role, Grade::recognised, recognised.why, std::move(layout)};
-      } else if (of_tensor != of_tensors.end()) {
-        found = of_tensor->second;
+        if (found.role == "router" && !has_softmax_beside(model, place)) found.center = false;
       } else if (found.grade == Grade::assumed && found.role == "dense" && is_convolution(module) &&
                  has_norm_beside(model, place)) {
         found = {"dense", Grade::recognised, "a convolution with its norm", found.layout};
@@ -95,18 +113,23 @@ Finding merge(const Model& model, const Uses& uses) {
   }
   if (best.grade != Grade::assumed && all_say(best, true)) return best;
   std::set<std::string> roles;
-  bool same_layout = true;
+  // How it is stored is no opinion: [out, in] for all that follows.
+  std::set<bool> storages;
+  Layout layout;
   for (const auto& [place, finding] : uses) {
+    const auto& module = *model.nodes[place].module;
     roles.insert(finding.role);
-    same_layout = same_layout && finding.layout == best.layout;
+    storages.insert(is_convolution(module));
+    layout = storage_of(module);
   }
-  if (roles.size() == 1 && !same_layout) {
-    return {*roles.begin(), Grade::assumed, "shared by modules that part it differently"};
+  if (storages.size() > 1) layout.clear();
+  std::string role = *roles.begin(), why = "shared by modules that part it differently";
+  if (roles.size() > 1) {
+    role = "dense";
+    why = "shared by modules that make different things of it: " +
+          join(std::vector<std::string>(roles.begin(), roles.end()));
   }
-  std::string all;
-  for (const std::string& role : roles) all += (all.empty() ? "" : ", ") + role;
-  return {roles.size() == 1 ? *roles.begin() : "dense", Grade::assumed,
-          "shared by modules that make different things of it: " + all};
+  return {role, Grade::assumed, why, std::move(layout)};
 }
 
 // The linear map onto the tokens: by its name and that of the table, or, as the last map of the

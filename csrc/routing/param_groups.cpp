@@ -1,8 +1,8 @@
 #include "check.h"
-#include "findings.h"
 #include "ivalue.h"
-#include "messages.h"
-#include "overrides.h"
+#include "routing/findings.h"
+#include "routing/messages.h"
+#include "routing/overrides.h"
 
 #include <c10/util/Exception.h>
 #include <erlangen/routing.h>

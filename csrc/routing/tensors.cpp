@@ -1,4 +1,6 @@
-#include "findings.h"
+#include "routing/experts.h"
+#include "routing/findings.h"
+#include "routing/name_patterns.h"
 
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/conv.h>
@@ -46,21 +48,6 @@ void add_widths(const nn::Module& module, std::set<int64_t>& widths) {
   });
 }
 
-// The module around this one (or it, if there is none), and all under that.
-std::vector<size_t> around(const Model& model, size_t place,
-                           const std::vector<std::vector<size_t>>& children) {
-  std::vector<size_t> stack = {owner_of(model.tree, place).value_or(place)}, result;
-  std::set<size_t> seen;
-  while (!stack.empty()) {
-    const size_t top = stack.back();
-    stack.pop_back();
-    if (!seen.insert(top).second) continue;
-    result.push_back(top);
-    stack.insert(stack.end(), children[top].begin(), children[top].end());
-  }
-  return result;
-}
-
 // Tables [.., T, d] with T > 1 whose width d something beside them has too.
 void add_positions(const NamedTensors& raw, const std::set<int64_t>& widths, Findings& found) {
   for (const auto& [name, tensor] : raw) {
@@ -93,10 +80,6 @@ void add_stacks(const NamedTensors& raw, const std::vector<Shape>& maps, Finding
 }  // namespace
 
 std::unordered_map<const void*, Finding> recognise_tensors(const Model& model) {
-  std::vector<std::vector<size_t>> children(model.nodes.size());
-  for (size_t place = 0; place < model.nodes.size(); ++place) {
-    for (const auto& [user, name] : model.tree[place].users) children[user].push_back(place);
-  }
   Findings found;
   for (size_t place = 0; place < model.nodes.size(); ++place) {
     const bool has_weight = has_one_weight(*model.nodes[place].module);
@@ -105,21 +88,18 @@ std::unordered_map<const void*, Finding> recognise_tensors(const Model& model) {
       if (tensor.dim() >= 2 && !(has_weight && name == "weight")) raw.emplace_back(name, tensor);
     }
     const size_t own = raw.size();
-    for (const size_t child : children[place]) {  // stacks as modules of their own
+    for (const auto& [name, child] : model.children[place]) {  // stacks as modules of their own
       const torch::Tensor weight = weight_of(model.nodes[child]);
-      if (!weight.defined() || weight.dim() != 3) continue;
-      for (const auto& [user, name] : model.tree[child].users) {
-        if (user == place) raw.emplace_back(name, weight);
-      }
+      if (weight.defined() && weight.dim() == 3) raw.emplace_back(name, weight);
     }
     if (raw.empty()) continue;
     std::set<int64_t> widths;
     std::vector<Shape> maps;
-    for (const size_t near : around(model, place, children)) {
+    const auto owner = owner_of(model.tree, place);
+    for (const size_t near : all_under(model.children, owner.value_or(place))) {
       add_widths(*model.nodes[near].module, widths);
       const auto& map = model.tree[near].map;
-      const bool is_beside = owner_of(model.tree, place).has_value();
-      if (is_beside && map && map->size() == 2) maps.push_back(*map);
+      if (owner && map && map->size() == 2) maps.push_back(*map);
     }
     add_positions({raw.begin(), raw.begin() + static_cast<int64_t>(own)}, widths, found);
     add_stacks(raw, maps, found);
