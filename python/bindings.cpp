@@ -17,6 +17,7 @@
 #include "routing/experts.h"
 #include "routing/matching.h"
 #include "routing/messages.h"
+#include "routing/name_patterns.h"
 #include "self_check.h"
 #include "step.h"
 #include "symmetric_product.h"
@@ -332,11 +333,10 @@ py::dict recognise_maps(const erlangen::ModuleTree& tree) {
 
 // Role, whether stored as [E, in, out], and whether gate and up are in one, of each stack by name.
 py::dict recognise_stacks(const std::map<std::string, erlangen::Shape>& tensors,
-                          const std::set<int64_t>& counts,
-                          const std::vector<erlangen::Shape>& routers,
+                          const std::set<int64_t>& counts, const std::vector<erlangen::Shape>& maps,
                           std::optional<int64_t> width) {
   py::dict result;
-  for (const auto& [name, stack] : erlangen::recognise_stacks(tensors, counts, routers, width)) {
+  for (const auto& [name, stack] : erlangen::recognise_stacks(tensors, counts, maps, width)) {
     result[py::str(name)] = py::make_tuple(stack.role, stack.is_transposed, stack.has_halves);
   }
   return result;
@@ -420,7 +420,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def_readwrite("stacks", &ModulePlace::stacks);
   def(m, "recognise_maps", &recognise_maps, "What conventions say of a model's linear maps.");
   def(m, "recognise_stacks", &recognise_stacks, "Experts' matrices in stacks.", py::arg("tensors"),
-      py::kw_only(), py::arg("counts"), py::arg("routers"), py::arg("width"));
+      py::kw_only(), py::arg("counts"), py::arg("maps"), py::arg("width"));
   def(m, "name_patterns", &erlangen::name_patterns,
       "Regular expressions about names of tensors, modules and classes.");
   def(m, "assumed_message", &assumed_message, "What routing only assumes, in words.",

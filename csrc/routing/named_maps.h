@@ -3,6 +3,7 @@
 
 #include "routing/places.h"
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <unordered_map>

@@ -36,6 +36,43 @@ def check_params_apart(groups: Sequence[Sequence[Tensor]], /) -> None:
 def explain(param_groups: list[dict[str, Any]], full: bool = False) -> str:
     """The table of Equivariant.explain()."""
 
+class ModulePlace:
+    """A module, and where in the model it stands, as conventions see it (csrc/routing/places.h)."""
+
+    def __init__(self) -> None: ...
+
+    kind: str
+    type: int
+    is_list: bool
+    is_container: bool
+    users: list[tuple[int, str]]
+    map: Sequence[int] | None
+    stated: dict[str, int]
+    config: dict[str, int]
+    experts: set[int]
+    own_experts: int | None
+    stacks: set[int]
+
+def recognise_maps(tree: list[ModulePlace], /) -> dict[int, tuple[str, str, list[dict] | None]]:
+    """Role, why and layout of each linear map that a convention names, by its place's index."""
+
+def recognise_stacks(
+    tensors: dict[str, list[int]],
+    *,
+    counts: set[int],
+    maps: list[tuple[int, ...]],
+    width: int | None,
+) -> dict[str, tuple[str, bool, bool]]:
+    """Role, whether stored as [E, in, out], whether gate and up are in one, of experts' stacks."""
+
+def name_patterns() -> dict[str, str]:
+    """Regular expressions about names of tensors, modules and classes."""
+
+def assumed_message(
+    params: list[tuple[str, list[int], str, str]], matrices: int, elements: int, all: bool
+) -> str:
+    """What routing only assumes, in words."""
+
 def role_names() -> list[str]: ...
 def rule_names() -> list[str]: ...
 def option_names() -> list[str]: ...

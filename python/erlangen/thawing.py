@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from . import _C
 from ._options import LINK, OF_EACH
-from .routing import param_groups
+from .routing import route
 
 __all__ = ["Origin", "check_link", "follow", "link", "without_model"]
 
@@ -49,9 +48,10 @@ class Origin:
                     f"{where}, parameter {index} is {what}; allowed: floating point tensors"
                 )
         wanted = {id(p): index for index, p in enumerate(params)}
-        with _thawed([*params, *known]), warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            routed = param_groups(model, **self._choices)
+        with _thawed([*params, *known]):
+            # What is assumed of the parameters that the optimizer has was told when they came.
+            told = {id(p) for p in model.parameters()} - wanted.keys()
+            routed = route(model, **self._choices, told=told)
         found = {id(p) for part in routed for p in part["params"]}
         for p, index in wanted.items():
             if p not in found:
@@ -70,10 +70,6 @@ class Origin:
             for part in parts:
                 part["param_names"] = [names[wanted[id(p)]] for p in part["params"]]
         _tell_apart(parts)
-        # What is assumed of the parameters that the optimizer has was told when they came.
-        if any("assumed" in part["evidence"] for part in parts):
-            for warning in told:
-                warnings.warn(warning.message, warning.category, stacklevel=4)
         return parts
 
     def in_order(self, groups: list[dict]) -> list[dict]:
@@ -114,11 +110,14 @@ def follow(groups: list[dict]) -> None:
     Who adds a group goes on to steer the last one, as Lightning's BackboneFinetuning does.
     """
     last = {}
-    for group in reversed(groups):
+    for index, group in reversed(list(enumerate(groups))):
         if LINK not in group:
             continue
+        where = f"param_groups[{index}]"
+        check_link(group, where)
         leader = last.setdefault(group[LINK], group)
         if leader is group:
+            _C.check_group(group, index)  # a bad lr goes to no other group
             continue
         lr = leader["lr"]
         if not isinstance(lr, torch.Tensor):

@@ -1,11 +1,11 @@
 // Shapes as equations over named sizes, and the conventions' own: every one can be read and solved.
-#include "equations.h"
+#include "routing/equations.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 
-#include "conventions.h"
+#include "routing/conventions.h"
 
 namespace erlangen {
 namespace {

@@ -83,6 +83,14 @@ struct TiedLinear : nn::LinearImpl {
   }
 };
 
+// Python's lists of numbers come typed or not.
+Sizes sizes_of(const c10::IValue& list) {
+  if (list.isIntList()) return list.toIntVector();
+  Sizes sizes;
+  for (const c10::IValue& size : list.toListRef()) sizes.push_back(size.toInt());
+  return sizes;
+}
+
 // Each entry: its path, what it is, its sizes. Parents come before what they hold.
 Module build(const std::string& kind, const c10::IValue& entries) {
   const auto root = std::make_shared<nn::Module>(kind);
@@ -96,13 +104,13 @@ Module build(const std::string& kind, const c10::IValue& entries) {
     const std::string name = is_top ? path : path.substr(dot + 1);
     Module module;
     if (type == "Parameter") {
-      parent->register_parameter(name, torch::randn(parts[2].toIntVector()));
+      parent->register_parameter(name, torch::randn(sizes_of(parts[2])));
       continue;
     } else if (type == "same" || type == "tied") {
       module = modules.at(parts[2].toStringRef());
       if (type == "tied") module = make<TiedLinear>(module->named_parameters()["weight"]);
     } else if (kTypes.count(type)) {
-      module = kTypes.at(type)(parts[2].toIntVector());
+      module = kTypes.at(type)(sizes_of(parts[2]));
     } else {  // a class of the user's own
       module = std::make_shared<nn::Module>(type);
     }

@@ -2,7 +2,7 @@
 
 #include <map>
 
-#include "overrides.h"
+#include "routing/overrides.h"
 #include "test_helpers.h"
 
 namespace erlangen {
@@ -309,8 +309,8 @@ TEST(Routing, DifferentUsesOfOneParameterAreAssumed) {
   const nn::Linear linear(6, 7);
   nn::Module shared;
   shared.register_module("linear", linear);
-  shared.register_parameter("rel_bias_table", linear->weight);
-  EXPECT_EQ(found(shared).at("rel_bias_table").role(), "other");
+  shared.register_parameter("pos_embed", linear->weight);
+  EXPECT_EQ(found(shared).at("pos_embed").role(), "embedding");
   const auto chosen = found(model, {{"other", EquivariantOptions().role("dense")}});
   EXPECT_EQ(chosen.at("other").role(), "dense");
   EXPECT_EQ(chosen.at("other").evidence(), EquivariantOptions::Strings{"declared"});

@@ -226,6 +226,16 @@ def test_what_was_told_is_not_told_again():
     assert optimizer.param_groups[-1]["evidence"] == ["declared"] * 2
 
 
+def test_the_warning_lists_the_new_ones_alone():
+    model = with_own_class(Own(), Own())
+    with pytest.warns(UserWarning, match="0.weight"):
+        optimizer = erlangen.Equivariant(model, **OPTIONS)
+    with pytest.warns(UserWarning, match="1.weight") as told:
+        optimizer.add_param_group({"params": [model[1].weight]})
+    assert len(told) == 1 and "the role of 1 of 2" in str(told[0].message)
+    assert "0.weight" not in str(told[0].message)
+
+
 def test_strict_stays_strict():
     model = with_own_class(nn.LayerNorm(4), Own())
     optimizer = erlangen.Equivariant(model, strict=True, **OPTIONS)
@@ -315,6 +325,24 @@ def test_one_can_be_let_go():
     run(optimizer, 1, gradients())
     assert first["lr"] == 0.7
     assert [g["lr"] for g in optimizer.param_groups].count(0.5) > 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("lr", "a", ['lr must be a number, got "a"']),
+        ("lr", -1.0, ["lr", "-1"]),
+        ("lr_with", [1], ["lr_with", "[1]"]),
+    ],
+)
+def test_a_bad_value_goes_to_no_other_group(key, value, words):
+    optimizer = thawed()
+    set_grads(params_of(optimizer), gradients())
+    optimizer.param_groups[-1][key] = value
+    before = Picture(optimizer)
+    where = f"param_groups[{len(optimizer.param_groups) - 1}]"
+    raises((ValueError, TypeError), [where, *words], optimizer.step)
+    Picture(optimizer).assert_same(before)
 
 
 def test_a_scheduler_steers_them_together():

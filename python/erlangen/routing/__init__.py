@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -70,6 +70,18 @@ def param_groups(
             yet initialised; an override matches nothing, or has an unknown option or role; with
             `strict`, a role is only assumed (all of them are listed, with the override to write).
     """
+    return route(model, overrides, adjust_lr_fn=adjust_lr_fn, strict=strict)
+
+
+def route(
+    model: nn.Module,
+    overrides: Mapping[str, Mapping] | None = None,
+    *,
+    adjust_lr_fn: str = "match_rms_adamw",
+    strict: bool = False,
+    told: Collection[int] = (),
+) -> list[dict]:
+    """param_groups, but that what is assumed of the parameters with the ids `told` is not said."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -88,7 +100,7 @@ def param_groups(
             names = [name, *names]
         role, options, is_chosen = chosen.resolve(names, finding, adjust_lr_fn)
         grade, why = (DECLARED, "an override") if is_chosen else (finding.grade, finding.why)
-        if grade == ASSUMED and parameter.numel():
+        if grade == ASSUMED and parameter.numel() and id(parameter) not in told:
             unsure.append((name, parameter, finding))
         roles.add(role)
         key = json.dumps([role, options], sort_keys=True, default=id)
