@@ -12,10 +12,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <functional>
-#include <optional>
 #include <string>
-#include <tuple>
 #include <vector>
 
 namespace erlangen {

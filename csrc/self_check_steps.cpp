@@ -79,7 +79,7 @@ at::ScalarType compute_dtype(const KernelUse& use) {
 
 std::vector<Variant> variants_of(const KernelUse& use) {
   const bool center = use.kernel == Kernel::centered_row_norm;
-  std::vector<Variant> result = {{.name = "", .center = center},
+  std::vector<Variant> result = {{.name = ""},
                                  {.name = "everything on, ", .shapes = 3, .everything = true},
                                  {.name = "overflow, ", .shapes = 2, .overflow = true}};
   for (Variant& variant : result) variant.center = center;

@@ -144,6 +144,7 @@ void add_attention(std::vector<Convention>& all) {
     attn.Wqkv attn.out_proj
     wqkv wo
     qkv_linear.wqkv wo
+    qkv_linear wo
     img_attn_qkv img_attn_proj
     txt_attn_qkv txt_attn_proj
     wqkv dense
@@ -428,24 +429,29 @@ const std::vector<Convention>& expert_stacks() {
     // _F: LongCat's has experts that pass on what they get, and so fewer maps out than in.
     const Part out = {"expert_out", {"_F", "_d", "_f"}, {}, is_output};
     const char* what = "a stack of experts";
-    return std::vector<Convention>{{what, {gate_up, out}, lines(R"(
+    std::vector<Convention> result = {{what, {gate_up, out}, lines(R"(
     gate_up_proj down_proj
     gate_and_up_projs down_projs
     w13 w2
-    mlp1_weight_EGD mlp2_weight_EDF
     input_linear output_linear
     )")},
-                                   {what, {in, in, out}, lines(R"(
+                                      {what, {in, in, out}, lines(R"(
     gate_proj up_proj down_proj
     w1 w3 w2
-    w1_EFD w3_EFD w2_EDF
     w1 v1 w2
     )")},
-                                   {what, {in, out}, lines(R"(
+                                      {what, {in, out}, lines(R"(
     up_proj down_proj
     w1 w2
     fc1 fc2
     )")}};
+    Convention fused = {what, {gate_up, out}, {"mlp1_weight_EGD mlp2_weight_EDF"}};
+    Convention gated = {what, {in, in, out}, {"w1_EFD w3_EFD w2_EDF"}};
+    for (Convention* convention : {&fused, &gated}) {
+      convention->names_order = true;
+      result.push_back(*convention);
+    }
+    return result;
   }();
   return all;
 }

@@ -41,8 +41,9 @@ struct Convention {
   Parts parts;
   std::vector<std::string> spellings;  // of the parts in their order; "-" where one is elsewhere
   std::vector<Parts> variants = {};    // other equations, tried where those before fail
-  bool must_close = false;  // sizes of the shapes must be stated, not only those of layouts
-  std::string beside = "";  // the name of a module that must stand beside the parts
+  bool must_close = false;   // sizes of the shapes must be stated, not only those of layouts
+  std::string beside = "";   // the name of a module that must stand beside the parts
+  bool names_order = false;  // of stacks: the names say in which order the dimensions are stored
 };
 
 // The names in a spelling.

@@ -109,7 +109,7 @@ std::map<std::string, RecognisedStack> recognise_stacks(const std::map<std::stri
         const auto solved = solve(std::move(equations), {});
         return solved && (widths.empty() || widths.count(solved->at("_d")));
       };
-      const bool plain = fits(false), transposed = fits(true);
+      const bool plain = fits(false), transposed = !convention.names_order && fits(true);
       if (plain == transposed) continue;
       std::map<std::string, RecognisedStack> found;
       for (size_t i = 0; i < names.size(); ++i) {

@@ -61,6 +61,15 @@ Sizes stated_by(const nn::Module& module) {
   return {};
 }
 
+// A class that is called linear and does something around the one linear map that it holds.
+bool wraps_linear(const ModuleNode& node, const std::string& kind) {
+  const auto held = node.module->named_children();
+  const auto is_matrix = [](const auto& entry) { return entry.second.dim() > 1; };
+  return kind.find("Linear") != std::string::npos && held.size() == 1 && held[0].value() &&
+         is_any<nn::LinearImpl>(*held[0].value()) &&
+         std::none_of(node.tensors.begin(), node.tensors.end(), is_matrix);
+}
+
 ModulePlace place_of(const ModuleNode& node) {
   const nn::Module& module = *node.module;
   ModulePlace place;
@@ -118,34 +127,38 @@ Layout storage_of(const nn::Module& linear) {
 Model::Model(const nn::Module& root) {
   struct Visit {
     const nn::Module* module;
-    size_t user;
-    std::string name;
+    size_t parent, user;    // where the module stands, and what holds it as routing sees it
+    std::string key, name;  // under which names
   };
   std::unordered_map<const nn::Module*, size_t> index;
-  std::vector<Visit> stack = {{&root, 0, ""}};
+  std::vector<Visit> stack = {{&root, 0, 0, "", ""}};
   while (!stack.empty()) {
     const Visit visit = std::move(stack.back());
     stack.pop_back();
     const auto [found, is_new] = index.try_emplace(visit.module, nodes.size());
     if (is_new) {
-      std::string path = visit.name;
-      if (!nodes.empty() && !nodes[visit.user].path.empty()) {
-        path = nodes[visit.user].path + "." + path;
+      std::string path = visit.key;
+      if (!nodes.empty() && !nodes[visit.parent].path.empty()) {
+        path = nodes[visit.parent].path + "." + path;
       }
       ModuleNode node = {visit.module, std::move(path), {}};
       for (const auto& item : visit.module->named_parameters(/*recurse=*/false)) {
         node.tensors.emplace_back(item.key(), item.value());
       }
       tree.push_back(place_of(node));
+      const bool stands_for_child = !nodes.empty() && wraps_linear(node, tree.back().kind);
       nodes.push_back(std::move(node));
-      const auto children = visit.module->named_children();
-      for (size_t i = children.size(); i-- > 0;) {
-        if (children[i].value()) {
-          stack.push_back({children[i].value().get(), found->second, children[i].key()});
-        }
+      const size_t place = found->second;
+      const auto held = visit.module->named_children();
+      for (size_t i = held.size(); i-- > 0;) {
+        const nn::Module* child = held[i].value().get();
+        const std::string& key = held[i].key();
+        if (!child) continue;
+        stack.push_back(stands_for_child ? Visit{child, place, visit.user, key, visit.name}
+                                         : Visit{child, place, place, key, key});
       }
     }
-    if (visit.name.empty()) continue;  // the root
+    if (visit.key.empty()) continue;  // the root
     auto& users = tree[found->second].users;
     const std::pair<size_t, std::string> user = {visit.user, visit.name};
     if (std::find(users.begin(), users.end(), user) == users.end()) users.push_back(user);

@@ -1,4 +1,5 @@
-"""`python -m erlangen`: versions, what was built, and for each device its kernels and their speed.
+"""`python -m erlangen`: versions, what was built, and of each GPU (of the CPU where there is none) the
+kernels and their speed.
 
 What to paste into a report; it takes less than a minute. Times on machines that others share mean
 nothing but beside each other, so they are ratios. Exits with 1 where a kernel fails its check.
@@ -40,7 +41,7 @@ def versions() -> Iterator[str]:
             yield f"{name}={os.environ[name]}"
 
 
-def describe_cpu() -> str:
+def describe_cpu(_: torch.device) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -173,7 +174,7 @@ def main() -> int:
         devices = [torch.device("cpu")]
     all_passed = True
     for device in devices:
-        describe = describe_cuda if device.type == "cuda" else lambda _: describe_cpu()
+        describe = describe_cuda if device.type == "cuda" else describe_cpu
         print(f"\n{device}: {attempt(describe, device)}", flush=True)
         try:
             lines, passed = kernels(device)

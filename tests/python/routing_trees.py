@@ -2,6 +2,8 @@
 without a library's config. An entry is a path, a torch.nn class with its sizes (or another word: a
 class of the user's own), "Parameter" with a shape, "same" or "tied" with the path of another."""
 
+from functools import cache
+
 import torch
 from torch import nn
 
@@ -32,9 +34,14 @@ _TYPES = {
 }
 
 
+@cache
+def _own_class(name):
+    return type(name, (nn.Module,), {})
+
+
 def build(kind, entries):
     """The model, of a class of this name."""
-    root = type(kind, (nn.Module,), {})()
+    root = _own_class(kind)()
     for path, what, sizes in entries:
         parent, _, name = path.rpartition(".")
         parent = root.get_submodule(parent)
@@ -49,7 +56,7 @@ def build(kind, entries):
         elif what in _TYPES:
             module = _TYPES[what](*sizes)
         else:
-            module = type(what, (nn.Module,), {})()
+            module = _own_class(what)()
         parent.add_module(name, module)
     return root
 

@@ -27,7 +27,7 @@ def routed(model) -> dict[str, dict]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the role of .* is only assumed")
         groups = erlangen.param_groups(model)
-    defaults = {"layout": [], "center": False, "weight_decay": 0.01}
+    defaults = {"layout": None, "center": False, "weight_decay": 0.01}
     return {
         name: {
             **{key: group.get(key, defaults.get(key)) for key in KEYS},
@@ -43,7 +43,12 @@ def routed(model) -> dict[str, dict]:
 def test_same_answer(name, cpp):
     ours, theirs = routed(build(name, TREES[name])), cpp[name]
     assert list(ours) == list(theirs)
-    wrong = [f"{key}: {ours[key]} != {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+    wrong = [
+        f"{key}: {what}: {ours[key][what]!r} != {theirs[key][what]!r}"
+        for key in ours
+        for what in ours[key]
+        if ours[key][what] != theirs[key][what]
+    ]
     assert not wrong, "\n".join(wrong)
 
 

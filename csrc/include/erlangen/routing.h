@@ -41,7 +41,8 @@ using Overrides = std::vector<std::pair<std::string, EquivariantOptions>>;
 //   "recognised"   names of a convention (wq, wk, wv, wo; w1, w2, w3; c_attn, c_proj; a gate with
 //       as many rows as there are experts beside it; ...) and shapes that obey its equations. A
 //       module of one's own states no head counts here: its projections are attention, each one
-//       matrix, unless an override gives the layout.
+//       matrix, unless an override gives the layout. A router is centered where a Softmax stands
+//       beside it, since no other code can be read here.
 //   "assumed"      only the type of layer is known: a Linear, and a convolution of single points,
 //       is dense, a tensor that a module of one's own holds is other, and the last Linear of the
 //       shape [V, d] of the largest Embedding an lm_head, not centered.

@@ -1,5 +1,7 @@
-"""Names, as patterns, that count together with shapes: of classes, tensors, tables and heads. C++ has
-the one copy (csrc/routing/name_patterns.cpp), beside the conventions about blocks of maps."""
+"""Names, as patterns, that count together with shapes: of classes, tensors, tables and heads.
+
+C++ has the one copy, csrc/routing/name_patterns.cpp, beside the conventions about blocks of maps.
+"""
 
 from erlangen import _C
 
