@@ -16,7 +16,7 @@ const std::map<std::string, std::string>& name_patterns() {
        R"(|relative_position_bias_table|rel_pos_bias|attention_biases|relative_attention_bias)$)"},
       // Tables of positions and other learned tokens, held as a tensor.
       {"positions",
-       R"(pos(ition(al)?)?_?emb(ed(ding)?s?)?s?$|^pos(itional)?_enc|^position(s|_bias)?$)"
+       R"(pos(ition(al)?)?_?emb(ed(ding)?s?)?s?(_?\d+)?$|^pos(itional)?_enc|^pos(ition(s|_bias)?)?$)"
        R"(|(query|latent|mask|register|prompt|learn\w*|special|object))"
        R"(_?(tokens?|quer(y|ies)|embed\w*)$)"
        R"(|^(queries|latents|query_feat|query_embed|register_tokens|embeddings?)$)"},
@@ -30,7 +30,7 @@ const std::map<std::string, std::string>& name_patterns() {
                        R"(|emb_tokens|vocab_embed\w*)"},
       // Routers by name, and what holds experts.
       {"routers",
-       R"((gate|router|wg|gating|moe_gate|switch|router_proj|gate_network))"
+       R"((gate|router|wg|gating|moe_gate|switch|router_proj|gate_network|gating_network))"
        R"(|(router|gate|gating)\.(layer|linear|classifier|proj|gate|router|wg|weight|dense))"},
       {"experts", R"(expert)"},
       // Classes.

@@ -73,6 +73,7 @@ const std::map<std::string, std::function<Module(const Sizes&)>> kTypes = {
      }},
     {"GRU", [](const Sizes& s) { return make<nn::GRUImpl>(nn::GRUOptions(s[0], s[1])); }},
     {"RNN", [](const Sizes& s) { return make<nn::RNNImpl>(nn::RNNOptions(s[0], s[1])); }},
+    {"Softmax", [](const Sizes& s) { return make<nn::SoftmaxImpl>(s[0]); }},
     {"GRUCell", [](const Sizes& s) { return make<nn::GRUCellImpl>(s[0], s[1]); }},
 };
 

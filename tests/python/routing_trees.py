@@ -31,6 +31,7 @@ _TYPES = {
     "GRU": nn.GRU,
     "RNN": nn.RNN,
     "GRUCell": nn.GRUCell,
+    "Softmax": nn.Softmax,
 }
 
 
@@ -195,6 +196,12 @@ _TITAN = [
     ("experts.w1_EFD", "Parameter", [E, F, D]),
     ("experts.w3_EFD", "Parameter", [E, F, D]),
     ("experts.w2_EDF", "Parameter", [E, D, F]),
+    ("block", "Block", []),
+    ("block.router", "Linear", [D, E]),
+    ("block.experts", "GroupedExperts", []),  # square: their names say which way round
+    ("block.experts.w1_EFD", "Parameter", [E, D, D]),
+    ("block.experts.w3_EFD", "Parameter", [E, D, D]),
+    ("block.experts.w2_EDF", "Parameter", [E, D, D]),
 ]
 _STACKS = [
     ("router", "Linear", [D, E]),
@@ -222,6 +229,7 @@ TREES = {
     "titan": _TITAN,
     "mixture": _mixture(),
     "mixture_named": _mixture("router"),
+    "mixture_with_softmax": [*_mixture(), ("moe.scores", "Softmax", [1])],
     "mixture_of_another_number": _mixture(count=E + 1),
     "nano_gpt": _nano_gpt(("lm_head", "Linear", [D, V])),
     "nano_gpt_tied": _nano_gpt(("lm_head", "tied", "transformer.wte")),

@@ -57,3 +57,15 @@ def test_the_trees_show_every_grade_and_role(cpp):
     found = {(entry["evidence"], entry["role"]) for tree in cpp.values() for entry in tree.values()}
     assert {role for _, role in found} == set(erlangen._C.role_names()) - {"lora"}
     assert {grade for grade, _ in found} == {"declared", "recognised", "assumed"}
+
+
+def test_a_router_is_centered_beside_a_softmax(cpp):
+    for tree, center in (("mixture", False), ("mixture_with_softmax", True)):
+        gate = cpp[tree]["moe.gate.weight"]
+        assert (gate["role"], gate["center"]) == ("router", center)
+
+
+def test_names_say_how_square_stacks_are_stored(cpp):
+    for name, role in (("w1_EFD", "expert_in"), ("w3_EFD", "expert_in"), ("w2_EDF", "expert_out")):
+        stack = cpp["titan"][f"block.experts.{name}"]
+        assert (stack["role"], stack["layout"]) == (role, None)
