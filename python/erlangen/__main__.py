@@ -1,8 +1,8 @@
-"""`python -m erlangen`: versions, what was built, and of each GPU (of the CPU where there is none) the
-kernels and their speed.
+"""`python -m erlangen`: versions, what was built, kernels and their speed.
 
-What to paste into a report; it takes less than a minute. Times on machines that others share mean
-nothing but beside each other, so they are ratios. Exits with 1 where a kernel fails its check.
+Of each GPU, or of the CPU where there is none. What to paste into a report; it takes less than a
+minute. Times on machines that others share mean nothing but beside each other, so they are ratios.
+Exits with 1 where a kernel fails its check.
 """
 
 import os
