@@ -14,7 +14,9 @@
 #include "ivalue.h"
 #include "plan.h"
 #include "polar_iteration.h"
+#include "routing/conventions.h"
 #include "routing/experts.h"
+#include "routing/findings.h"
 #include "routing/matching.h"
 #include "routing/messages.h"
 #include "routing/name_patterns.h"
@@ -344,14 +346,15 @@ py::dict recognise_stacks(const std::map<std::string, erlangen::Shape>& tensors,
 
 using AssumedTuple = std::tuple<std::string, std::vector<int64_t>, std::string, std::string>;
 
-std::string assumed_message(const std::vector<AssumedTuple>& params, int64_t matrices,
+std::string assumed_message(const std::vector<AssumedTuple>& params,
+                            const std::vector<std::string>& names, int64_t matrices,
                             int64_t elements, bool all) {
   std::vector<erlangen::AssumedParam> assumed;
   for (const auto& [name, shape, role, why] : params) assumed.push_back({name, shape, role, why});
   const auto entry = [](const std::string& name, const std::string& role) {
     return shown(py::str(name)) + ": {'role': " + shown(py::str(role)) + "}";
   };
-  return erlangen::assumed_message(assumed, matrices, elements, all,
+  return erlangen::assumed_message(assumed, names, matrices, elements, all,
                                    {"overrides={", "}", entry, R"([{"heads": 8, "dim": -2}])"});
 }
 
@@ -421,10 +424,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   def(m, "recognise_maps", &recognise_maps, "What conventions say of a model's linear maps.");
   def(m, "recognise_stacks", &recognise_stacks, "Experts' matrices in stacks.", py::arg("tensors"),
       py::kw_only(), py::arg("counts"), py::arg("maps"), py::arg("width"));
+  def(m, "is_padded", &erlangen::is_padded, "Whether so many rows are a vocabulary's of this size.",
+      py::arg("rows"), py::arg("size"));
+  m.attr("CHAIN") = erlangen::kChain;
   def(m, "name_patterns", &erlangen::name_patterns,
       "Regular expressions about names of tensors, modules and classes.");
   def(m, "assumed_message", &assumed_message, "What routing only assumes, in words.",
-      py::arg("params"), py::arg("matrices"), py::arg("elements"), py::arg("all"));
+      py::arg("params"), py::arg("names"), py::arg("matrices"), py::arg("elements"),
+      py::arg("all"));
   def(m, "role_names", &erlangen::role_names);
   def(m, "rule_names", &erlangen::rule_names);
   def(m, "option_names", &EquivariantOptions::names);

@@ -2,6 +2,7 @@
 
 #include <iterator>
 #include <sstream>
+#include <utility>
 
 namespace erlangen {
 
@@ -160,10 +161,11 @@ void add_attention(std::vector<Convention>& all) {
     )"),
                  {{mha_qkv, same_o}}});
   // Without the map that follows nothing but the width tells how many heads keys and values have.
+  const std::vector<std::string> lone_names = {"qkv", "qkv_proj", "query_key_value"};
   const Part square_qkv = {
       attention, {"3 * heads * head_dim", "heads * head_dim"}, rows("3 * heads")};
-  all.push_back(
-      {"fused attention", {qkv}, lines("qkv\n query_key_value\n qkv_proj"), {{square_qkv}}});
+  all.push_back({"fused attention", {qkv}, lone_names, {}, must_close});
+  all.push_back({"fused attention", {square_qkv}, lone_names});
   all.push_back({"attention with keys and values in one", {q, kv, same_o}, lines(R"(
     q_proj kv_proj out_proj
     q_proj kv_proj o_proj
@@ -279,9 +281,8 @@ void add_mlps(std::vector<Convention>& all) {
     )");
   all.push_back({"MLP", {mlp_in(), mlp_out()}, two_maps});
   // To another width: no block between equal features, as in embeddings of time or a projector.
-  all.push_back({"a chain of maps",
-                 {{"dense", {"_h", "_d"}}, {"dense", {"_e", "_h"}, {}, is_output}},
-                 two_maps});
+  all.push_back(
+      {kChain, {{"dense", {"_h", "_d"}}, {"dense", {"_e", "_h"}, {}, is_output}}, two_maps});
 }
 
 // --- state-space models and linear attention -----------------------------------------------------
@@ -417,7 +418,7 @@ const std::vector<Convention>& conventions() {
 
 const std::vector<Convention>& mlps_by_order(size_t maps) {
   static const std::vector<Convention> none,
-      two = {{"MLP", {mlp_in(), mlp_out()}, {}}, {"gated MLP", {mlp_gate_up(), mlp_out()}, {}}},
+      two = {{"MLP", {mlp_in(), mlp_out()}, {}}},
       three = {{"gated MLP", {mlp_in(), mlp_in(), mlp_out()}, {}}};
   return maps == 2 ? two : maps == 3 ? three : none;
 }

@@ -46,6 +46,9 @@ struct Convention {
   bool names_order = false;  // of stacks: the names say in which order the dimensions are stored
 };
 
+// What maps are that follow each other: the last one may be a head all the same.
+inline constexpr const char* kChain = "a chain of maps";
+
 // The names in a spelling.
 std::vector<std::string> names_in(const std::string& spelling);
 

@@ -4,7 +4,6 @@
 #include "routing/name_patterns.h"
 
 #include <torch/nn/modules/activation.h>
-#include <torch/nn/modules/conv.h>
 
 #include <algorithm>
 #include <set>
@@ -46,7 +45,8 @@ bool has_softmax_beside(const Model& model, size_t place) {
   const auto holds_softmax = [&](size_t at) {
     return std::any_of(
         model.children[at].begin(), model.children[at].end(), [&](const auto& child) {
-          return model.nodes[child.second].module->template as<torch::nn::SoftmaxImpl>() != nullptr;
+          const auto* softmax = model.nodes[child.second].module->template as<torch::nn::SoftmaxImpl>();
+          return softmax && softmax->options.dim() != 0;  // over the tokens
         });
   };
   auto owner = owner_of(model.tree, place);
@@ -114,22 +114,19 @@ Finding merge(const Model& model, const Uses& uses) {
   if (best.grade != Grade::assumed && all_say(best, true)) return best;
   std::set<std::string> roles;
   // How it is stored is no opinion: [out, in] for all that follows.
-  std::set<bool> storages;
-  Layout layout;
+  std::optional<Layout> layout;
   for (const auto& [place, finding] : uses) {
-    const auto& module = *model.nodes[place].module;
+    const Layout storage = storage_of(*model.nodes[place].module);
     roles.insert(finding.role);
-    storages.insert(is_convolution(module));
-    layout = storage_of(module);
+    layout = !layout || *layout == storage ? storage : Layout();
   }
-  if (storages.size() > 1) layout.clear();
   std::string role = *roles.begin(), why = "shared by modules that part it differently";
   if (roles.size() > 1) {
     role = "dense";
     why = "shared by modules that make different things of it: " +
           join(std::vector<std::string>(roles.begin(), roles.end()));
   }
-  return {role, Grade::assumed, why, std::move(layout)};
+  return {role, Grade::assumed, why, std::move(*layout)};
 }
 
 // The linear map onto the tokens: by its name and that of the table, or, as the last map of the
@@ -140,7 +137,7 @@ void add_head(const Model& model, const std::unordered_map<const void*, Uses>& f
   std::vector<size_t> maps;
   for (size_t place = 0; place < model.nodes.size(); ++place) {
     const torch::Tensor weight = weight_of(model.nodes[place]);
-    if (!weight.defined()) continue;
+    if (!weight.defined() || weight.dim() < 2) continue;
     if (model.tree[place].map) maps.push_back(place);
     const bool is_larger = !table || weight.numel() > weight_of(model.nodes[*table]).numel();
     if (is_embedding(*model.nodes[place].module) && is_larger) table = place;
@@ -155,7 +152,8 @@ void add_head(const Model& model, const std::unordered_map<const void*, Uses>& f
   };
   const auto is_free = [&](size_t place) {
     const Finding& finding = decision_of(place);
-    return finding.role == "dense" && finding.grade == Grade::assumed;
+    const bool is_unsure = finding.grade == Grade::assumed || finding.why == kChain;
+    return finding.role == "dense" && is_unsure;
   };
   const auto is_called = [&](size_t place, const char* pattern) {
     const auto& users = model.tree[place].users;
@@ -169,7 +167,7 @@ void add_head(const Model& model, const std::unordered_map<const void*, Uses>& f
     const bool is_called_so =
         is_called(place, "heads") || (is_of_tokens && is_called(place, "heads_beside_tokens"));
     if (!is_free(place) || !is_called_so) continue;
-    if (shape.size() != 2 || shape[1] != width || shape[0] < rows || shape[0] >= rows + 1024) {
+    if (shape.size() != 2 || shape[1] != width || !is_padded(shape[0], rows)) {
       continue;
     }
     decision_of(place) = {"lm_head", Grade::recognised,
@@ -185,6 +183,11 @@ void add_head(const Model& model, const std::unordered_map<const void*, Uses>& f
 }
 
 }  // namespace
+
+bool is_padded(int64_t rows, int64_t size) {
+  const int64_t surplus = rows - size;
+  return surplus == 0 || (surplus > 0 && rows % 8 == 0 && surplus < 1024 && 2 * surplus <= size);
+}
 
 std::unordered_map<const void*, Finding> decide(const Model& model) {
   const auto findings = collect(model);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <utility>
 
 namespace erlangen {
 
@@ -69,6 +70,41 @@ int64_t Expression::at(const Sizes& sizes) const {
   return stack.back();
 }
 
+namespace {
+
+// An open size that is a factor of the expression; nullptr if there is none.
+const std::string* open_factor(const Expression& expression, const Sizes& sizes) {
+  for (const std::string& name : expression.names()) {
+    if (sizes.count(name)) continue;
+    Sizes ones = sizes;
+    for (const std::string& other : expression.names()) ones.emplace(other, 1);
+    ones[name] = 0;
+    if (expression.at(ones) == 0) return &name;
+  }
+  return nullptr;
+}
+
+// Whether there are sizes for what is still open. A factor of a value is one of its divisors, so
+// that these are all there is to try.
+bool is_solvable(const std::vector<Equation>& open, const Sizes& sizes) {
+  for (const auto& [expression, value] : open) {
+    const std::string* factor = open_factor(*expression, sizes);
+    if (!factor) continue;
+    const auto solves = [&](int64_t divisor) {
+      Sizes more = sizes;
+      more[*factor] = divisor;
+      return solve(open, more).has_value();
+    };
+    for (int64_t i = 1; i * i <= value; ++i) {
+      if (value % i == 0 && (solves(i) || solves(value / i))) return true;
+    }
+    return false;
+  }
+  return true;
+}
+
+}  // namespace
+
 std::optional<Sizes> solve(std::vector<Equation> equations, const Sizes& known) {
   Sizes sizes;
   for (const auto& [expression, value] : equations) {
@@ -109,6 +145,7 @@ std::optional<Sizes> solve(std::vector<Equation> equations, const Sizes& known) 
   };
   // A key's head serves whole heads of queries.
   if (size_or_1("heads") % size_or_1("kv_heads") != 0) return std::nullopt;
+  if (!is_solvable(equations, sizes)) return std::nullopt;
   return sizes;
 }
 

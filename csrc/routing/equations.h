@@ -5,6 +5,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace erlangen {
@@ -35,7 +36,8 @@ class Expression {
 using Equation = std::pair<const Expression*, int64_t>;
 
 // The sizes with which every equation holds, those of `known` that stand in them included; nullopt
-// if there are none. Names that nothing determines stay out.
+// if there are none. Names that nothing determines stay out: there are sizes for them, but not one
+// alone.
 std::optional<Sizes> solve(std::vector<Equation> equations, const Sizes& known);
 
 }  // namespace erlangen

@@ -34,13 +34,14 @@ void add_experts(const ModuleTree& tree, const Children& children, size_t anchor
     }
   }
   const auto& entries = maps.entries();
-  const bool names_experts = std::any_of(entries.begin(), entries.end(), [](const auto& entry) {
-    return is_found("experts", entry.first);
-  });
+  const auto names_experts = [&] {
+    return std::any_of(entries.begin(), entries.end(),
+                       [](const auto& entry) { return is_found("experts", entry.first); });
+  };
   for (const auto& [name, places] : entries) {
     const Shape& shape = *tree[places.front()].map;
     if (shape.empty() || shape[0] < 2 || !is_all("routers", name)) continue;
-    const bool is_stated = counts.count(shape[0]) && (!sizes.empty() || names_experts);
+    const bool is_stated = counts.count(shape[0]) && (!sizes.empty() || names_experts());
     if (!sizes.count(shape[0]) && !is_stated) continue;
     counts.insert(shape[0]);
     for (const size_t place : places) {

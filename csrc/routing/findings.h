@@ -36,6 +36,9 @@ std::vector<std::pair<torch::Tensor, Finding>> judge(const Model& model, size_t 
 // What names and shapes say of tensors that a module holds itself and that are no linear maps.
 std::unordered_map<const void*, Finding> recognise_tensors(const Model& model);
 
+// Whether so many rows are a vocabulary's of this size, padded to a multiple of 8 or not.
+bool is_padded(int64_t rows, int64_t size);
+
 // One decision a parameter, by its TensorImpl: the strongest evidence, shared tensors, heads.
 std::unordered_map<const void*, Finding> decide(const Model& model);
 

@@ -3,12 +3,12 @@
 
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/conv.h>
-#include <torch/nn/modules/embedding.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/modules/normalization.h>
 #include <torch/nn/modules/rnn.h>
 
 #include <algorithm>
+#include <set>
 #include <sstream>
 
 namespace erlangen {
@@ -55,12 +55,21 @@ bool judge_convolution(const nn::Module& module, bool transposed, Finding& findi
 
 // One number for each head, as a bias by distance has, is no vector that could be rotated.
 Finding judge_table(const Model& model, size_t place, const torch::Tensor& table) {
-  for (const auto& [user, name] : model.tree[place].users) {
+  const auto& users = model.tree[place].users;
+  std::set<int64_t> heads_around;
+  for (const auto& [user, name] : users) {
     const Sizes& stated = model.tree[user].stated;
-    const auto count = stated.find("heads");
-    if (count == stated.end() || count->second != table.size(1)) continue;
-    const Grade grade = is_found("distances", name) ? Grade::recognised : Grade::assumed;
+    if (stated.count("heads")) heads_around.insert(stated.at("heads"));
+  }
+  const bool is_named = std::any_of(users.begin(), users.end(), [](const auto& user) {
+    return is_found("distances", user.second);
+  });
+  if (heads_around.count(table.size(-1))) {
+    const Grade grade = is_named ? Grade::recognised : Grade::assumed;
     return {"other", grade, "one number for each attention head"};
+  }
+  if (is_named && heads_around.empty()) {
+    return {"embedding", Grade::assumed, "a lookup table, if not of one number for each head"};
   }
   return {"embedding", Grade::declared, "a lookup table"};
 }
@@ -68,8 +77,9 @@ Finding judge_table(const Model& model, size_t place, const torch::Tensor& table
 Finding judge_weight(const Model& model, size_t place, const torch::Tensor& weight) {
   const nn::Module& module = *model.nodes[place].module;
   if (is_embedding(module)) return judge_table(model, place, weight);
-  if (const auto owner = owner_of(model.tree, place)) {
-    if (const auto* attention = model.nodes[*owner].module->as<nn::MultiheadAttentionImpl>()) {
+  for (const auto& [user, name] : model.tree[place].users) {
+    const auto* attention = model.nodes[user].module->as<nn::MultiheadAttentionImpl>();
+    if (attention && name == "out_proj" && is_linear(module)) {
       return {"attention", Grade::declared, "torch.nn.MultiheadAttention",
               heads(attention->options.num_heads(), -1)};
     }
@@ -112,7 +122,7 @@ Finding judge_attention(const nn::MultiheadAttentionImpl& module, const torch::T
   // q, k, v apart or one above the other: the heads of each are equal parts of the rows.
   const int64_t rows = tensor.size(0) * module.options.num_heads();
   const int64_t width = module.options.embed_dim();
-  if (rows % width != 0) {
+  if (width == 0 || rows % width != 0) {
     return {"attention", Grade::assumed, why + ", whose rows are no multiple of its width"};
   }
   return {"attention", Grade::declared, why, heads(rows / width, -2)};
@@ -151,17 +161,18 @@ Finding judge_tensor(const Model& model, size_t place, const std::string& name,
   }
   std::ostringstream sizes;
   sizes << tensor.sizes();
-  const std::pair<const char*, const char*> kinds[] = {
-      {"vectors", "bias"}, {"gains", "gains"}, {"tables_of_numbers", "numbers"}};
-  for (const auto& [pattern, what] : kinds) {
-    if (pattern == std::string("vectors") && tensor.dim() != 2) continue;
-    if (!is_found(pattern, name)) continue;
+  const auto by_name = [&](const std::string& what) -> Finding {
     if (has_stated_size(model, place, tensor)) {
-      return {"other", Grade::recognised, std::string(what) + ", by the name " + name};
+      return {"other", Grade::recognised, what + ", by the name " + name};
     }
-    return {"other", Grade::assumed,
-            std::string(what) + " by the name " + name + " alone, " + sizes.str()};
-  }
+    return {"other", Grade::assumed, what + " by the name " + name + " alone, " + sizes.str()};
+  };
+  if (is_found("vectors", name) && tensor.dim() == 2) return by_name("bias");
+  // A square could be a matrix for all that its name says.
+  const auto all = tensor.sizes();
+  const bool is_square = tensor.dim() == 2 && all[0] == all[1];
+  if (is_found("gains", name) && !is_square) return by_name("gains");
+  if (is_found("tables_of_numbers", name)) return by_name("numbers");
   return {"other", Grade::assumed, "a tensor of " + kind + " itself, " + sizes.str()};
 }
 

@@ -130,7 +130,7 @@ std::map<size_t, Recognised> in_mlp_classes(const ModuleTree& tree, const Childr
     for (auto& [place, finding] : reading.findings) found[place] = std::move(finding);
     // In, out, in may as well be a gated MLP: nothing is said of it.
     if (reading.findings.empty() && is_chain(shapes) && shapes.front() != shapes.back()) {
-      for (const size_t place : inside) found[place] = {"dense", "a chain of maps", {}};
+      for (const size_t place : inside) found[place] = {"dense", kChain, {}};
     }
   }
   return found;

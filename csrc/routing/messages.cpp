@@ -1,5 +1,9 @@
 #include "routing/messages.h"
 
+#include "routing/overrides.h"
+
+#include <c10/util/accumulate.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <map>
@@ -13,12 +17,6 @@ namespace {
 
 constexpr size_t kMostKinds = 12;  // that a warning lists
 constexpr size_t kMostExamples = 3;
-
-int64_t elements_of(const std::vector<int64_t>& shape) {
-  int64_t product = 1;
-  for (const int64_t size : shape) product *= size;
-  return product;
-}
 
 std::string text_of(const std::vector<int64_t>& shape) {
   std::string text;
@@ -50,7 +48,8 @@ std::string glob_of(const std::vector<std::string>& names) {
   return glob;
 }
 
-std::string assumed_message(const std::vector<AssumedParam>& params, int64_t matrices,
+std::string assumed_message(const std::vector<AssumedParam>& params,
+                            const std::vector<std::string>& names, int64_t matrices,
                             int64_t elements, bool all, const OverrideSyntax& syntax) {
   struct Kind {
     const AssumedParam* first;
@@ -66,7 +65,7 @@ std::string assumed_message(const std::vector<AssumedParam>& params, int64_t mat
         Key(kind_of(param.name), param.shape, param.role, param.why), kinds.size());
     if (is_new) kinds.push_back({&param, {}, {}});
     kinds[found->second].names.push_back(param.name);
-    assumed += elements_of(param.shape);
+    assumed += c10::multiply_integers(param.shape);
   }
   for (Kind& kind : kinds) kind.glob = glob_of(kind.names);
   const double share =
@@ -89,20 +88,35 @@ std::string assumed_message(const std::vector<AssumedParam>& params, int64_t mat
   text += "Say what they are, by name or glob:\n  " + syntax.begin + "\n";
   std::stable_sort(kinds.begin(), kinds.end(),
                    [](const Kind& a, const Kind& b) { return a.names.size() > b.names.size(); });
-  const size_t written = all ? kinds.size() : std::min(kinds.size(), kMostExamples);
-  std::vector<std::pair<std::string, std::string>> examples;
-  for (size_t i = 0; i < written; ++i) {  // one glob may stand for several, of different shapes
-    const Kind& kind = kinds[i];
-    const auto known = std::find_if(examples.begin(), examples.end(),
-                                    [&](const auto& entry) { return entry.first == kind.glob; });
-    if (known == examples.end()) {
-      examples.emplace_back(kind.glob, kind.first->role);
-    } else {
-      known->second = kind.first->role;
+  std::map<std::string, std::string> roles;
+  for (const AssumedParam& param : params) roles.emplace(param.name, param.role);
+  std::vector<std::pair<std::string, std::string>> entries;
+  const auto write = [&](const std::string& name, const std::string& role) {
+    const auto known = std::find_if(entries.begin(), entries.end(),
+                                    [&](const auto& entry) { return entry.first == name; });
+    if (known == entries.end()) entries.emplace_back(name, role);
+  };
+  bool is_whole = true;
+  for (const Kind& kind : kinds) {
+    if (!all && entries.size() >= kMostExamples) {
+      is_whole = false;
+      break;
     }
+    const auto is_meant = [&](const std::string& name) {  // a star crosses dots
+      const auto found = roles.find(name);
+      const bool is_same = found != roles.end() && found->second == kind.first->role;
+      return is_same || !matches_glob(kind.glob, name);
+    };
+    if (std::all_of(names.begin(), names.end(), is_meant)) {
+      write(kind.glob, kind.first->role);
+      continue;
+    }
+    const size_t most = all ? kind.names.size() : std::min(kind.names.size(), kMostExamples);
+    is_whole = is_whole && most == kind.names.size();
+    for (size_t i = 0; i < most; ++i) write(kind.names[i], kind.first->role);
   }
-  for (const auto& [glob, role] : examples) text += "    " + syntax.entry(glob, role) + ",\n";
-  if (written < kinds.size()) text += "    ...\n";
+  for (const auto& [name, role] : entries) text += "    " + syntax.entry(name, role) + ",\n";
+  if (!is_whole) text += "    ...\n";
   text += "  " + syntax.end +
           "\nwith attention, mlp_in, mlp_out, expert_in, expert_out, router, embedding, lm_head or "
           "dense for a matrix [out, in] (with its \"layout\", such as " +

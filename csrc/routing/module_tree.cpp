@@ -32,8 +32,13 @@ bool is_exactly(const nn::Module& module) {
 
 // The class's name as Python would have it: "Linear" of torch::nn::LinearImpl.
 std::string class_name(const nn::Module& module) {
-  std::string name = module.name();
-  name.resize(std::min(name.find('<'), name.size()));
+  std::string name;
+  int depth = 0;  // in the arguments of templates
+  for (const char c : module.name()) {
+    if (c == '<') ++depth;
+    if (depth == 0) name += c;
+    if (c == '>') --depth;
+  }
   const size_t scope = name.rfind("::");
   if (scope != std::string::npos) name.erase(0, scope + 2);
   const std::string suffix = "Impl";
@@ -52,13 +57,16 @@ bool looks_at_points(const nn::Module& module) {
 }
 
 Sizes stated_by(const nn::Module& module) {
+  Sizes sizes;
   if (const auto* attention = dynamic_cast<const nn::MultiheadAttentionImpl*>(&module)) {
-    return {{"heads", attention->options.num_heads()}, {"head_dim", attention->head_dim}};
+    sizes = {{"heads", attention->options.num_heads()},
+             {"head_dim", attention->head_dim},
+             {"width", attention->options.embed_dim()}};
+  } else if (const auto* transformer = dynamic_cast<const nn::TransformerImpl*>(&module)) {
+    sizes = {{"heads", transformer->options.nhead()}, {"width", transformer->options.d_model()}};
   }
-  if (const auto* transformer = dynamic_cast<const nn::TransformerImpl*>(&module)) {
-    return {{"heads", transformer->options.nhead()}};
-  }
-  return {};
+  std::erase_if(sizes, [](const auto& entry) { return entry.second < 1; });
+  return sizes;
 }
 
 // A class that is called linear and does something around the one linear map that it holds.
@@ -74,7 +82,9 @@ ModulePlace place_of(const ModuleNode& node) {
   const nn::Module& module = *node.module;
   ModulePlace place;
   place.kind = class_name(module);
-  place.type = static_cast<int64_t>(typeid(module).hash_code());
+  // Modules without a class of their own have a name.
+  place.type =
+      static_cast<int64_t>(typeid(module).hash_code() ^ std::hash<std::string>()(place.kind));
   place.is_list = is_exactly<nn::ModuleListImpl, nn::ModuleDictImpl>(module);
   place.is_container = place.is_list || is_exactly<nn::SequentialImpl>(module);
   if (is_linear(module)) {
@@ -141,7 +151,7 @@ Model::Model(const nn::Module& root) {
       if (!nodes.empty() && !nodes[visit.parent].path.empty()) {
         path = nodes[visit.parent].path + "." + path;
       }
-      ModuleNode node = {visit.module, std::move(path), {}};
+      ModuleNode node = {visit.module, std::move(path), {}, {}};
       for (const auto& item : visit.module->named_parameters(/*recurse=*/false)) {
         node.tensors.emplace_back(item.key(), item.value());
       }
@@ -159,6 +169,7 @@ Model::Model(const nn::Module& root) {
       }
     }
     if (visit.key.empty()) continue;  // the root
+    nodes[visit.parent].held.emplace_back(visit.key, found->second);
     auto& users = tree[found->second].users;
     const std::pair<size_t, std::string> user = {visit.user, visit.name};
     if (std::find(users.begin(), users.end(), user) == users.end()) users.push_back(user);

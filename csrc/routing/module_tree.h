@@ -19,6 +19,7 @@ struct ModuleNode {
   const torch::nn::Module* module;
   std::string path;
   NamedTensors tensors;
+  std::vector<std::pair<std::string, size_t>> held;  // modules in it, by name
 };
 
 struct Model {

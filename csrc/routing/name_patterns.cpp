@@ -6,7 +6,8 @@ namespace erlangen {
 
 const std::map<std::string, std::string>& name_patterns() {
   static const std::map<std::string, std::string> patterns = {
-      // Tensors that a module holds itself: what is "other" in any number of dimensions.
+      // Tensors that a module holds itself and that are no matrices: biases of two dimensions, and
+      // in any number of them gains and tables of numbers.
       {"vectors", R"((^|_)bias(es)?\d*$|_bias_)"},
       {"gains",
        R"(^(weight_g|g|gamma|beta|gain|gains|scale|scales|ls\d?|layer_scale\w*|lambda\w*|alpha\w*)$)"},

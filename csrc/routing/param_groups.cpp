@@ -23,12 +23,6 @@ constexpr size_t kLongestName = 4096;  // of those after the first
 
 // The names of each parameter, as many as fit: nested sharing gives exponentially many.
 std::unordered_map<const void*, std::vector<std::string>> aliases_of(const Model& model) {
-  std::vector<std::vector<std::pair<std::string, size_t>>> children(model.nodes.size());
-  for (size_t place = 0; place < model.nodes.size(); ++place) {
-    for (const auto& [user, name] : model.tree[place].users) {
-      children[user].emplace_back(name, place);
-    }
-  }
   std::unordered_map<const void*, std::vector<std::string>> names;
   std::vector<int> visits(model.nodes.size());
   std::vector<std::pair<std::string, size_t>> stack = {{"", 0}};
@@ -39,31 +33,36 @@ std::unordered_map<const void*, std::vector<std::string>> aliases_of(const Model
     for (const auto& [name, tensor] : model.nodes[place].tensors) {
       names[tensor.unsafeGetTensorImpl()].push_back(prefix + name);
     }
-    for (size_t i = children[place].size(); i-- > 0;) {
-      const auto& [name, child] = children[place][i];
+    const auto& held = model.nodes[place].held;
+    for (size_t i = held.size(); i-- > 0;) {
+      const auto& [name, child] = held[i];
       stack.emplace_back(prefix + name + ".", child);
     }
   }
   return names;
 }
 
+struct Resolved {
+  EquivariantOptions options;
+  bool is_chosen = false;  // the role is the caller's word
+};
+
 // Role and options of a parameter: what the caller says of it, what was found, what the role
 // brings.
-EquivariantOptions resolve(Sayings& sayings, const std::vector<std::string>& names,
-                           const Finding& finding, const std::string& adjust_lr_fn,
-                           bool& is_chosen) {
+Resolved resolve(Sayings& sayings, const std::vector<std::string>& names, const Finding& finding,
+                 const std::string& adjust_lr_fn) {
   EquivariantOptions options = sayings.of_names(names);
   // What is said of the role that was found may name another role, whose own sayings count more.
   EquivariantOptions of_found;
   if (options.role().empty()) of_found = sayings.of_role(finding.role);
   std::string role = options.role();
   if (role.empty()) role = of_found.role();
-  is_chosen = !role.empty();
+  const bool is_chosen = !role.empty();
   if (role.empty()) role = finding.role;
   options.role(role).fill_from(sayings.of_role(role));
   options.fill_from(of_found);
-  EquivariantOptions of_role =
-      role_options(role, options.is_set("adjust_lr_fn") ? options.adjust_lr_fn() : adjust_lr_fn);
+  const std::string scale = options.is_set("adjust_lr_fn") ? options.adjust_lr_fn() : adjust_lr_fn;
+  EquivariantOptions of_role = role_options(role, scale);
   if (role == finding.role) {
     if (!finding.layout.empty()) {
       // How the tensor is stored comes before how the role looks at it.
@@ -73,17 +72,16 @@ EquivariantOptions resolve(Sayings& sayings, const std::vector<std::string>& nam
     }
     if (finding.center) of_role.center(*finding.center);
   }
-  // AdamW has no use for these; the role's update_scale is for its own rule.
+  // What the role brings is for its own rule.
   const std::string& rule = options.rule().empty() ? of_role.rule() : options.rule();
-  if (rule == "adamw") of_role.layout({}).center(false).update_scale(1.0);
+  if (rule == "adamw") {
+    const EquivariantOptions none;
+    of_role.layout({}).center(false).update_scale(1.0).adjust_lr_fn(none.adjust_lr_fn());
+  } else {
+    of_role.adjust_lr_fn(scale);
+  }
   options.fill_from(of_role);
-  return options;
-}
-
-std::string entry(const std::string& name, const std::string& role) {
-  std::string text = "{";
-  text += repr(name) + ", EquivariantOptions().role(" + repr(role) + ")}";
-  return text;
+  return {std::move(options), is_chosen};
 }
 
 }  // namespace
@@ -122,21 +120,44 @@ EquivariantOptions role_options(const std::string& role, const std::string& adju
   return options;
 }
 
+namespace {
+
+struct Group {
+  EquivariantOptions options;
+  std::vector<torch::Tensor> params;
+  EquivariantOptions::Strings names, evidence, why;
+};
+
+// What is only assumed, and of how much.
+struct Unsure {
+  std::vector<AssumedParam> params;
+  int64_t matrices = 0, elements = 0;
+};
+
+void tell(const Unsure& unsure, const std::vector<std::string>& names, bool strict) {
+  if (unsure.params.empty()) return;
+  const auto entry = [](const std::string& name, const std::string& role) {
+    return "{" + repr(name) + ", EquivariantOptions().role(" + repr(role) + ")}";
+  };
+  const std::string message =
+      assumed_message(unsure.params, names, unsure.matrices, unsure.elements, strict,
+                      {"Overrides overrides = {", "};", entry, "{LayoutStep::heads(8, -2)}"});
+  TORCH_CHECK_VALUE(!strict, message);
+  TORCH_WARN(message);
+}
+
+}  // namespace
+
 std::vector<OptimizerParamGroup> param_groups(const nn::Module& module, const Overrides& overrides,
                                               const std::string& adjust_lr_fn, bool strict) {
   const Model model(module);
   const auto findings = decide(model);
   auto aliases = aliases_of(model);
   Sayings sayings(overrides);
-  std::vector<std::pair<EquivariantOptions, std::vector<torch::Tensor>>> groups;
-  struct Lists {
-    EquivariantOptions::Strings names, evidence, why;
-  };
-  std::vector<Lists> lists;
+  std::vector<Group> groups;
   std::vector<std::string> trainable, frozen;
   std::set<std::string> roles;
-  std::vector<AssumedParam> unsure;
-  int64_t matrices = 0, elements = 0;
+  Unsure unsure;
   for (const auto& [name, param] : model.named_parameters()) {
     if (!param.requires_grad()) {
       frozen.push_back(name);
@@ -148,44 +169,32 @@ std::vector<OptimizerParamGroup> param_groups(const nn::Module& module, const Ov
     if (std::find(names.begin(), names.end(), name) == names.end()) {
       names.insert(names.begin(), name);
     }
-    bool is_chosen = false;
-    const EquivariantOptions options = resolve(sayings, names, finding, adjust_lr_fn, is_chosen);
+    const auto [options, is_chosen] = resolve(sayings, names, finding, adjust_lr_fn);
     roles.insert(options.role());
     if (param.dim() >= 2) {
-      ++matrices;
-      elements += param.numel();
+      ++unsure.matrices;
+      unsure.elements += param.numel();
     }
     if (!is_chosen && finding.grade == Grade::assumed && param.numel() > 0) {
-      unsure.push_back({name, param.sizes().vec(), finding.role, finding.why});
+      unsure.params.push_back({name, param.sizes().vec(), finding.role, finding.why});
     }
     auto group = std::find_if(groups.begin(), groups.end(),
-                              [&](const auto& candidate) { return candidate.first == options; });
-    if (group == groups.end()) {
-      groups.emplace_back(options, std::vector<torch::Tensor>());
-      lists.emplace_back();
-      group = groups.end() - 1;
-    }
-    group->second.push_back(param);
-    Lists& of_group = lists[group - groups.begin()];
-    of_group.names.push_back(name);
-    of_group.evidence.push_back(name_of(is_chosen ? Grade::declared : finding.grade));
-    of_group.why.push_back(is_chosen ? "an override" : finding.why);
+                              [&, &o = options](const Group& g) { return g.options == o; });
+    if (group == groups.end()) group = groups.insert(group, Group{options, {}, {}, {}, {}});
+    group->params.push_back(param);
+    group->names.push_back(name);
+    group->evidence.push_back(name_of(is_chosen ? Grade::declared : finding.grade));
+    group->why.push_back(is_chosen ? "an override" : finding.why);
   }
   TORCH_CHECK_VALUE(!groups.empty(), "the module has no parameter that requires a gradient");
   sayings.check_used(trainable, frozen, roles);
-  if (!unsure.empty()) {
-    const std::string message =
-        assumed_message(unsure, matrices, elements, strict,
-                        {"Overrides overrides = {", "};", entry, "{LayoutStep::heads(8, -2)}"});
-    TORCH_CHECK_VALUE(!strict, message);
-    TORCH_WARN(message);
-  }
+  tell(unsure, trainable, strict);
 
   std::vector<OptimizerParamGroup> result;
-  for (size_t g = 0; g < groups.size(); ++g) {
-    auto options = std::make_unique<EquivariantOptions>(groups[g].first);
-    options->param_names(lists[g].names).evidence(lists[g].evidence).why(lists[g].why);
-    result.emplace_back(groups[g].second, std::move(options));
+  for (Group& group : groups) {
+    auto options = std::make_unique<EquivariantOptions>(std::move(group.options));
+    options->param_names(group.names).evidence(group.evidence).why(group.why);
+    result.emplace_back(std::move(group.params), std::move(options));
   }
   return result;
 }

@@ -22,7 +22,7 @@ struct Recognised {
 using Chosen = std::vector<std::pair<size_t, size_t>>;
 
 struct Reading {
-  std::vector<std::pair<size_t, Recognised>> findings;  // by map; none where equations fail
+  std::vector<std::pair<size_t, Recognised>> findings;  // by map; none if equations fail
   bool is_sure = false;                                 // every size is known
 };
 

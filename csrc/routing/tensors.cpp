@@ -52,7 +52,7 @@ void add_widths(const nn::Module& module, std::set<int64_t>& widths) {
 void add_positions(const NamedTensors& raw, const std::set<int64_t>& widths, Findings& found) {
   for (const auto& [name, tensor] : raw) {
     const bool has_rows = tensor.numel() > 0 && tensor.size(-2) > 1;
-    if (has_rows && is_found("positions", name) && widths.count(tensor.size(-1))) {
+    if (has_rows && widths.count(tensor.size(-1))) {
       found[tensor.unsafeGetTensorImpl()] = {"embedding", Grade::recognised, name + ", a table"};
     }
   }
@@ -61,7 +61,7 @@ void add_positions(const NamedTensors& raw, const std::set<int64_t>& widths, Fin
 void add_stacks(const NamedTensors& raw, const std::vector<Shape>& maps, Findings& found) {
   std::map<std::string, Shape> shapes;
   for (const auto& [name, tensor] : raw) shapes.emplace(name, tensor.sizes().vec());
-  std::set<int64_t> counts;  // rows of the routers beside the stacks
+  std::set<int64_t> counts;  // rows of the maps around, a router's among them
   for (const Shape& map : maps) {
     if (map[0] > 1) counts.insert(map[0]);
   }
@@ -77,32 +77,46 @@ void add_stacks(const NamedTensors& raw, const std::vector<Shape>& maps, Finding
   }
 }
 
+// What is around a module: the sizes that layers have for widths, and the maps [out, in].
+struct Around {
+  std::set<int64_t> widths;
+  std::vector<Shape> maps;
+};
+
+Around look_around(const Model& model, size_t owner) {
+  Around result;
+  for (const size_t near : all_under(model.children, owner)) {
+    add_widths(*model.nodes[near].module, result.widths);
+    const auto& map = model.tree[near].map;
+    if (map && map->size() == 2) result.maps.push_back(*map);
+  }
+  return result;
+}
+
 }  // namespace
 
 std::unordered_map<const void*, Finding> recognise_tensors(const Model& model) {
   Findings found;
+  std::map<size_t, Around> around;  // by what owns the modules
   for (size_t place = 0; place < model.nodes.size(); ++place) {
     const bool has_weight = has_one_weight(*model.nodes[place].module);
-    NamedTensors raw;
+    NamedTensors tables, stacks;
     for (const auto& [name, tensor] : model.nodes[place].tensors) {
-      if (tensor.dim() >= 2 && !(has_weight && name == "weight")) raw.emplace_back(name, tensor);
+      if (tensor.dim() < 2 || (has_weight && name == "weight")) continue;
+      if (is_found("positions", name)) tables.emplace_back(name, tensor);
+      if (tensor.dim() == 3) stacks.emplace_back(name, tensor);
     }
-    const size_t own = raw.size();
-    for (const auto& [name, child] : model.children[place]) {  // stacks as modules of their own
+    for (const auto& [name, child] : model.children[place]) {  // as modules of their own
       const torch::Tensor weight = weight_of(model.nodes[child]);
-      if (weight.defined() && weight.dim() == 3) raw.emplace_back(name, weight);
+      if (weight.defined() && weight.dim() == 3) stacks.emplace_back(name, weight);
     }
-    if (raw.empty()) continue;
-    std::set<int64_t> widths;
-    std::vector<Shape> maps;
+    if (tables.empty() && stacks.empty()) continue;
     const auto owner = owner_of(model.tree, place);
-    for (const size_t near : all_under(model.children, owner.value_or(place))) {
-      add_widths(*model.nodes[near].module, widths);
-      const auto& map = model.tree[near].map;
-      if (owner && map && map->size() == 2) maps.push_back(*map);
-    }
-    add_positions({raw.begin(), raw.begin() + static_cast<int64_t>(own)}, widths, found);
-    add_stacks(raw, maps, found);
+    const size_t top = owner.value_or(place);
+    auto near = around.find(top);
+    if (near == around.end()) near = around.emplace(top, look_around(model, top)).first;
+    add_positions(tables, near->second.widths, found);
+    add_stacks(stacks, owner ? near->second.maps : std::vector<Shape>(), found);
   }
   return found;
 }

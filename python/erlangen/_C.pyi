@@ -65,11 +65,20 @@ def recognise_stacks(
 ) -> dict[str, tuple[str, bool, bool]]:
     """Role, whether stored as [E, in, out], whether gate and up are in one, of experts' stacks."""
 
+CHAIN: str  # the reason of maps that follow each other
+
+def is_padded(rows: int, size: int) -> bool:
+    """Whether so many rows are a vocabulary's of this size, padded to a multiple of 8 or not."""
+
 def name_patterns() -> dict[str, str]:
     """Regular expressions about names of tensors, modules and classes."""
 
 def assumed_message(
-    params: list[tuple[str, list[int], str, str]], matrices: int, elements: int, all: bool
+    params: list[tuple[str, list[int], str, str]],
+    names: list[str],
+    matrices: int,
+    elements: int,
+    all: bool,
 ) -> str:
     """What routing only assumes, in words."""
 

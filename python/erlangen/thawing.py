@@ -49,7 +49,7 @@ class Origin:
                 )
         wanted = {id(p): index for index, p in enumerate(params)}
         with _thawed([*params, *known]):
-            # What is assumed of the parameters that the optimizer has was told when they came.
+            # What is assumed of all others was told, or will be, when they come.
             told = {id(p) for p in model.parameters()} - wanted.keys()
             routed = route(model, **self._choices, told=told)
         found = {id(p) for part in routed for p in part["params"]}

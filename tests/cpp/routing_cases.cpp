@@ -121,13 +121,23 @@ Module build(const std::string& kind, const c10::IValue& entries) {
   return root;
 }
 
-c10::IValue routed(const nn::Module& module) {
+c10::IValue routed(const nn::Module& module, const c10::IValue& choices,
+                   const std::string& adjust_lr_fn) {
+  erlangen::Overrides overrides;
+  for (const auto& item : choices.toGenericDict()) {
+    EquivariantOptions options;
+    for (const auto& option : item.value().toGenericDict()) {
+      options.set(option.key().toStringRef(), option.value());
+    }
+    overrides.emplace_back(item.key().toStringRef(), options);
+  }
   c10::impl::GenericDict result(c10::StringType::get(), c10::AnyType::get());
-  for (const auto& group : erlangen::param_groups(module)) {
+  for (const auto& group : erlangen::param_groups(module, overrides, adjust_lr_fn)) {
     const auto& options = static_cast<const EquivariantOptions&>(group.options());
     for (size_t i = 0; i < group.params().size(); ++i) {
       c10::impl::GenericDict found(c10::StringType::get(), c10::AnyType::get());
-      for (const char* name : {"role", "rule", "layout", "center", "weight_decay"}) {
+      for (const char* name : {"role", "rule", "layout", "center", "weight_decay", "adjust_lr_fn",
+                               "update_scale", "momentum"}) {
         found.insert(name, options.get(name));
       }
       found.insert("evidence", options.evidence()[i]);
@@ -150,7 +160,9 @@ int main(int argc, char** argv) {
       torch::pickle_load(std::vector<char>(std::istreambuf_iterator<char>(file), {}));
   c10::impl::GenericDict out(c10::StringType::get(), c10::AnyType::get());
   for (const auto& item : cases.toGenericDict()) {
-    out.insert(item.key(), routed(*build(item.key().toStringRef(), item.value())));
+    const auto& parts = item.value().toListRef();  // a tree, overrides, adjust_lr_fn
+    const Module root = build(item.key().toStringRef(), parts[0]);
+    out.insert(item.key(), routed(*root, parts[1], parts[2].toStringRef()));
   }
   const std::vector<char> bytes = torch::pickle_save(out);
   std::ofstream(argv[2], std::ios::binary).write(bytes.data(), bytes.size());

@@ -1,4 +1,4 @@
-// param_groups of models that no list of ours names: grades, the warning, strict, the walk.
+// param_groups: grades, the warning, strict, the walk over modules.
 
 #include <algorithm>
 #include <map>

@@ -218,6 +218,36 @@ _STACKS = [
     ("lonely.w2", "Parameter", [5, F, D]),
 ]
 
+# Names of conventions with shapes that no sizes give: nothing is recognised.
+_CONTRADICTIONS = [
+    ("a", "Attention", []),
+    *_linears("a", q_proj=(64, 10), k_proj=(7, 3), v_proj=(13, 5), o_proj=(9, 11)),
+    ("b", "CausalSelfAttention", []),
+    *_linears("b", c_attn=(17, 10), c_proj=(5, 3)),
+    ("c", "Attention", []),
+    *_linears("c", qkv=(17, 10)),
+    ("d", "Attention", []),
+    *_linears("d", qkv=(20, 8), proj=(8, 6)),  # 6 of queries, and 7 of keys
+    ("e", "ActorMLP", []),
+    *_linears("e", pi=(16, 8), v=(8, 8)),
+    ("f", "Attention", []),
+    *_linears("f", q_proj=(16, 8), k_proj=(12, 8), v_proj=(12, 8), o_proj=(8, 16)),
+]
+# What looks like something else.
+_LOOKALIKES = [
+    ("attention", "MultiheadAttention", [D, 2, D]),
+    ("attention.extra", "Linear", [7, 5]),
+    ("attention.holder", "Holder", []),
+    ("attention.holder.scale", "Parameter", [D, 3]),
+    ("attention.holder.gain", "Parameter", [D, D]),
+    ("relative_attention_bias", "Embedding", [32, 12]),
+    ("distance", "Embedding", [32, 2]),
+    ("attention.table", "same", "distance"),
+    ("proj", "ScaledLinear", []),
+    ("proj.scale", "Parameter", [4]),
+    ("proj.inner", "Linear", [D, 4]),
+]
+
 TREES = {
     "llama": _llama(),
     "llama_padded": _llama(rows=V + 8),
@@ -229,7 +259,8 @@ TREES = {
     "titan": _TITAN,
     "mixture": _mixture(),
     "mixture_named": _mixture("router"),
-    "mixture_with_softmax": [*_mixture(), ("moe.scores", "Softmax", [1])],
+    "mixture_beside_softmax": [*_mixture(), ("moe.scores", "Softmax", [1])],
+    "mixture_beside_softmax_of_tokens": [*_mixture(), ("moe.scores", "Softmax", [0])],
     "mixture_of_another_number": _mixture(count=E + 1),
     "nano_gpt": _nano_gpt(("lm_head", "Linear", [D, V])),
     "nano_gpt_tied": _nano_gpt(("lm_head", "tied", "transformer.wte")),
@@ -239,4 +270,48 @@ TREES = {
     "torch": _TORCH,
     "shared": _SHARED,
     "stacks": _STACKS,
+    "contradictions": _CONTRADICTIONS,
+    "lookalikes": _LOOKALIKES,
+    "classifier_of_tokens": _llama("head", rows=1000),
+    "n_gram": [
+        ("embeddings", "Embedding", [97, 16]),
+        *[("linear1", "Linear", [32, 16]), ("linear2", "Linear", [16, 97])],
+    ],
+    "chain_to_a_head": [
+        ("wte", "Embedding", [V, D]),
+        ("fc1", "Linear", [D, D]),
+        ("fc2", "Linear", [D, V]),
+    ],
+}
+
+# What the caller says: overrides, and adjust_lr_fn.
+CHOICES = {
+    "mixture_named": (
+        {
+            "moe.router.*": {"rule": "adamw"},
+            "last.weight": {"role": "lm_head", "center": False},
+            "expert_out": {"role": "dense", "weight_decay": 0.3},
+        },
+        "original",
+    ),
+    "llama": (
+        {
+            "*.wq.weight": {"layout": [{"heads": 2, "dim": -2}]},
+            "layers.[0-9].attention.w[kv].weight": {"momentum": 0.5},
+            "layers.?.attention.wo.weight": {"role": "other"},
+            "norm.weight": {"rule": "spectral", "layout": [{"sections": [3, 5], "dim": -1}]},
+            "mlp_in": {"adjust_lr_fn": "unit_rms_norm"},
+            "output.*": {"rule": "adamw", "adjust_lr_fn": "none"},
+        },
+        "spectral_unclamped",
+    ),
+    "lookalikes": (
+        {
+            "proj.scale": {"weight_decay": 0.25},
+            "proj.inner.weight": {"weight_decay": 0.5},
+            "attention.table.weight": {"rule": "adamw"},
+        },
+        "match_rms_adamw",
+    ),
+    "shared": ({"again.*.weight": {"update_scale": 3.0}}, "none"),
 }

@@ -39,13 +39,15 @@ using Overrides = std::vector<std::pair<std::string, EquivariantOptions>>;
 //       every tensor of one dimension, or of more that is a vector all the same (gains [C, 1, 1],
 //       tokens [1, 1, d]): other
 //   "recognised"   names of a convention (wq, wk, wv, wo; w1, w2, w3; c_attn, c_proj; a gate with
-//       as many rows as there are experts beside it; ...) and shapes that obey its equations. A
+//       as many rows as there are experts beside it; lm_head in the shape of the largest Embedding;
+//       ...) and shapes that obey its equations. A
 //       module of one's own states no head counts here: its projections are attention, each one
 //       matrix, unless an override gives the layout. A router is centered where a Softmax stands
 //       beside it, since no other code can be read here.
 //   "assumed"      only the type of layer is known: a Linear, and a convolution of single points,
-//       is dense, a tensor that a module of one's own holds is other, and the last Linear of the
-//       shape [V, d] of the largest Embedding an lm_head, not centered.
+//       is dense, a tensor that a module of one's own holds is other, and the model's last linear
+//       map, if it has the shape [V, d] of the largest Embedding and V is not d, an lm_head, not
+//       centered.
 // One warning (TORCH_WARN) says what is assumed. What is known otherwise is told by `overrides`. A
 // parameter that several modules share is taken once, under its first name, and overrides may call
 // it by any of its names (the first 16 of them); an Embedding's that is a Linear's too is an

@@ -36,8 +36,8 @@ def param_groups(
     - "recognised": the names of a convention (q_proj, k_proj, v_proj, o_proj; w1, w2, w3; ...),
       and shapes that obey its equations with the sizes that modules or config state;
     - "assumed": only the type of the layer is known. A linear map is then "dense", a tensor that a
-      class of its own holds "other", and the last linear map of the shape [V, d] of the table of
-      tokens an "lm_head" (not centered). One warning says how many there are.
+      class of its own holds "other", and the model's last linear map, if it has the shape [V, d]
+      of the table of tokens, an "lm_head" (not centered). One warning says how many there are.
 
     Matrices of attention become one logical matrix a head, fused gate and up projections two,
     where the sizes are known. The rules of "lm_head" and "router" take the logits' shared shift
@@ -90,7 +90,7 @@ def route(
     places = walk(model)
     _refuse_shards(trainable, places)
     chosen = Overrides(overrides)
-    aliases = _aliases(model)
+    aliases = _aliases(model) if overrides else {}
     findings = decide(places)
     groups, roles, unsure = {}, set(), []
     for name, parameter in trainable.items():
@@ -113,7 +113,7 @@ def route(
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
     chosen.check_used(list(trainable), frozen, roles)
     if unsure:
-        message = assumed_message(unsure, list(trainable.values()), strict)
+        message = assumed_message(unsure, trainable, strict)
         if strict:
             raise ValueError(message)
         warnings.warn(message, UserWarning, stacklevel=callers_level())

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
+from erlangen import _C
+
 from . import declarations, layers, matching, modules, numbers, tensors
 from .declarations import UNCENTERED
 from .findings import ASSUMED, GRADES, RECOGNISED, Finding, assumed
@@ -128,8 +130,8 @@ def _merge(uses: Uses) -> Finding:
     if table is not None and all(_reads_table(place) for place, _ in uses):
         return table
     sure = [finding for finding in found if finding.grade != ASSUMED]
-    if sure and all(finding.says_as(sure[0]) for finding in sure):
-        return sure[0]
+    if sure and all(finding.says_as(best) for finding in sure):
+        return best
     roles = sorted({finding.role for finding in found})
     role = roles[0] if len(roles) == 1 else "dense"
     # How it is stored is no opinion: [out, in] for all that follows.
@@ -158,7 +160,7 @@ def _declared_ties(places, findings, decisions) -> dict[int, Finding]:
         if not getattr(place.config, "tie_word_embeddings", False):
             continue
         shape = modules.logical_shape(place.module)
-        if not any(declarations.is_padded(shape[0], rows) for rows, _ in shapes):
+        if not any(_C.is_padded(shape[0], rows) for rows, _ in shapes):
             found[key] = replace(decisions[key], role="embedding", options={})
         elif shape in shapes:
             why = (
@@ -190,7 +192,7 @@ def _heads_by_table(places, findings, decisions, table: Place | None) -> dict[in
     for place in free:
         shape = modules.logical_shape(place.module)
         is_called_so = any(re.fullmatch(pattern, name) for _, name in place.users)
-        if is_called_so and shape[1:] == (width,) and declarations.is_padded(shape[0], rows):
+        if is_called_so and shape[1:] == (width,) and _C.is_padded(shape[0], rows):
             options = declarations.head_options(place.config)
             storage = modules.storage(place.module)
             why = "called a head, in the shape of the table of tokens"
@@ -217,7 +219,9 @@ def _declares_heads(place: Place) -> bool:
 def _is_free(place: Place, decisions) -> bool:
     weight = modules.weight_of(place.module)
     finding = decisions.get(id(weight))
-    return finding is not None and finding.role == "dense" and finding.grade == ASSUMED
+    if finding is None or finding.role != "dense":
+        return False
+    return finding.grade == ASSUMED or finding.why == _C.CHAIN
 
 
 def _of_versions(place: Place, free: list[Place], finding: Finding) -> dict[int, Finding]:

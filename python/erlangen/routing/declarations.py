@@ -4,6 +4,8 @@ import re
 
 from torch import nn
 
+from erlangen import _C
+
 from . import modules, numbers
 from .findings import DECLARED, RECOGNISED, Finding
 from .layers import heads
@@ -49,7 +51,8 @@ def router_options(place: Place) -> dict:
             return dict(UNCENTERED)
         takes_softmax = takes_softmax or modules.calls(p.module, "softmax")
         takes_softmax = takes_softmax or any(
-            isinstance(child, nn.Softmax) for child in p.module._modules.values()
+            isinstance(child, nn.Softmax) and child.dim not in (None, 0)  # over the tokens
+            for child in p.module._modules.values()
         )
     return {} if takes_softmax else dict(UNCENTERED)
 
@@ -116,12 +119,7 @@ def _is_of_vocabulary(head: nn.Module, place: Place) -> bool:
     table = _ask(place.module, "get_input_embeddings")
     if table is not None and modules.is_embedding(table):
         sizes.add(table.num_embeddings)
-    return any(is_padded(row, size) for row in rows for size in sizes if size is not None)
-
-
-def is_padded(rows: int, size: int) -> bool:
-    """Whether so many rows are a vocabulary's of this size, padded or not."""
-    return 0 <= rows - size < 1024
+    return any(_C.is_padded(row, size) for row in rows for size in sizes if size is not None)
 
 
 # Experts

@@ -43,9 +43,11 @@ def _judge_weight(place: Place) -> Finding:
     module = place.module
     if modules.is_embedding(module):
         return _judge_table(place)
-    if place.owner is not None and isinstance(place.owner.module, nn.MultiheadAttention):
-        n = place.owner.module.num_heads
-        return Finding("attention", DECLARED, "torch.nn.MultiheadAttention", heads(n, -1))
+    for user, name in place.users:
+        if isinstance(user.module, nn.MultiheadAttention) and name == "out_proj":
+            if modules.is_linear(module):
+                n = user.module.num_heads
+                return Finding("attention", DECLARED, "torch.nn.MultiheadAttention", heads(n, -1))
     if isinstance(module, nn.Bilinear):
         # [out, in1, in2]: rows are outputs, columns the products of two inputs.
         return Finding("dense", DECLARED, "torch.nn.Bilinear", [FLATTEN])
@@ -57,13 +59,15 @@ def _judge_weight(place: Place) -> Finding:
 def _judge_table(place: Place) -> Finding:
     """One number for each head, as a bias by distance has, is no vector that could be rotated."""
     things = [user.module for user, _ in place.users] + [place.config]
-    heads_around = {numbers.of(thing).get("heads") for thing in things}
+    heads_around = {numbers.of(thing).get("heads") for thing in things} - {None}
     width = numbers.read(place.config, *numbers.WIDTHS)
     columns = place.module.embedding_dim
+    is_named = any(re.search(DISTANCES, name) for _, name in place.users)
     if columns in heads_around and columns != width:
         why = "one number for each attention head"
-        is_named = any(re.search(DISTANCES, name) for _, name in place.users)
         return Finding("other", RECOGNISED, why) if is_named else assumed("other", why)
+    if is_named and not heads_around:
+        return assumed("embedding", "a lookup table, if not of one number for each head")
     return Finding("embedding", DECLARED, "a lookup table")
 
 
@@ -103,8 +107,14 @@ def _judge_tensor(place: Place, name: str, parameter: nn.Parameter) -> Finding:
             "other", DECLARED, "part of a parametrization that has not the weight's shape"
         )
     leaf = name.rsplit(".", 1)[-1]
-    for pattern, why in ((VECTORS, "bias"), (GAINS, "gains"), (TABLES_OF_NUMBERS, "numbers")):
-        if re.search(pattern, leaf) and (pattern is not VECTORS or parameter.ndim == 2):
+    # A square could be a matrix for all that its name says.
+    is_square = parameter.ndim == 2 and shape[0] == shape[1]
+    for pattern, why, fits in (
+        (VECTORS, "bias", parameter.ndim == 2),
+        (GAINS, "gains", not is_square),
+        (TABLES_OF_NUMBERS, "numbers", True),
+    ):
+        if fits and re.search(pattern, leaf):
             if numbers.stated(place).isdisjoint(shape):
                 return assumed("other", f"{why} by the name {leaf} alone, {list(shape)}")
             return Finding("other", RECOGNISED, f"{why}, by the name {leaf}")

@@ -1,7 +1,7 @@
 """What routing tells the user."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -22,10 +22,10 @@ def callers_level() -> int:
 
 def assumed_message(
     unsure: list[tuple[str, nn.Parameter, Finding]],
-    all_params: Iterable[nn.Parameter],
+    trainable: Mapping[str, nn.Parameter],
     strict: bool,
 ) -> str:
     """Says what is only assumed, one line a kind, and which override makes it sure."""
     params = [(name, list(p.shape), finding.role, finding.why) for name, p, finding in unsure]
-    sizes = [p.numel() for p in all_params if p.ndim >= 2]
-    return _C.assumed_message(params, len(sizes), sum(sizes), strict)
+    sizes = [p.numel() for p in trainable.values() if p.ndim >= 2]
+    return _C.assumed_message(params, list(trainable), len(sizes), sum(sizes), strict)

@@ -10,7 +10,7 @@ _PATTERNS = _C.name_patterns()
 ATTENTION_CLASSES = _PATTERNS["attention_classes"]
 NORM_CLASSES = _PATTERNS["norm_classes"]
 ROUTER_CLASSES = _PATTERNS["router_classes"]
-# Tensors that a module holds itself: names of what is "other" in any number of dimensions
+# Tensors that a module holds itself and that are no matrices
 VECTORS = _PATTERNS["vectors"]
 GAINS = _PATTERNS["gains"]
 TABLES_OF_NUMBERS = _PATTERNS["tables_of_numbers"]

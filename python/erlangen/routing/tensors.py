@@ -1,6 +1,7 @@
 """Conventions about tensors that are no linear maps."""
 
 import re
+from collections.abc import Iterator
 
 from erlangen import _C
 
@@ -14,6 +15,7 @@ from .patterns import POSITIONS, PROJECTIONS
 def recognise(places: list[Place]) -> dict[int, Finding]:
     """What names and shapes say of tensors that modules hold themselves, by the tensor's id."""
     found: dict[int, Finding] = {}
+    around = _Surroundings()
     for place in places:
         weight = modules.weight_of(place.module) if modules.has_one_weight(place.module) else None
         raw = {
@@ -22,7 +24,7 @@ def recognise(places: list[Place]) -> dict[int, Finding]:
             if p.ndim >= 2 and p is not weight
         }
         if raw:
-            found |= _positions(place, raw)
+            found |= _positions(place, raw, around)
             found |= _projections(place, raw)
             found |= _blocks(place, raw)
         for name, child in place.module._modules.items():  # stacks as modules of their own
@@ -30,16 +32,48 @@ def recognise(places: list[Place]) -> dict[int, Finding]:
             if stack is not None and stack.ndim == 3:
                 raw.setdefault(name, stack)
         if raw:
-            found |= _stacks(place, raw)
+            found |= _stacks(place, raw, around)
     return found
 
 
-def _positions(place: Place, raw: dict) -> dict[int, Finding]:
+class _Surroundings:
+    """What is around modules, looked at once for each module that owns others."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[set[int], list[tuple[int, ...]]]] = {}
+
+    def widths(self, place: Place) -> set[int]:
+        """The widths that the config and the layers in and around the module have."""
+        return numbers.widths(place.config) | self._look(place.owner or place)[0]
+
+    def maps(self, place: Place) -> list[tuple[int, ...]]:
+        """The shapes [out, in] of the maps around the module, a router's among them."""
+        return [] if place.owner is None else self._look(place.owner)[1]
+
+    def _look(self, owner: Place) -> tuple[set[int], list[tuple[int, ...]]]:
+        if id(owner) not in self._found:
+            inside = list(owner.module.modules())
+            widths = {width for module in inside for width in _widths_of(module)}
+            shapes = [modules.logical_shape(m) for m in inside if modules.is_linear(m)]
+            self._found[id(owner)] = widths, [shape for shape in shapes if len(shape) == 2]
+        return self._found[id(owner)]
+
+
+def _widths_of(module) -> Iterator[int]:
+    for name in ("out_features", "in_features", "out_channels", "embedding_dim", "embed_dim"):
+        if (size := numbers.read(module, name)) is not None:
+            yield size
+    shape = getattr(module, "normalized_shape", None)
+    if isinstance(shape, (tuple, list)) and len(shape) == 1:
+        yield shape[0]
+
+
+def _positions(place: Place, raw: dict, around: _Surroundings) -> dict[int, Finding]:
     """Tables [.., T, d] with T > 1 whose width d something beside them has too."""
     found = {}
     for name, p in raw.items():
         if re.search(POSITIONS, name) and p.numel() and p.shape[-2] > 1:
-            if p.shape[-1] in _widths(place):
+            if p.shape[-1] in around.widths(place):
                 found[id(p)] = Finding("embedding", RECOGNISED, f"{name}, a table")
     return found
 
@@ -60,23 +94,9 @@ def _text_width(place: Place) -> int | None:
     return numbers.read(numbers.flag(place.config, "text_config"), *numbers.WIDTHS)
 
 
-def _widths(place: Place) -> set[int]:
-    """The widths that the config and the layers in and around the module have."""
-    found = numbers.widths(place.config)
-    owner = place.owner or place
-    for module in owner.module.modules():
-        for name in ("out_features", "in_features", "out_channels", "embedding_dim", "embed_dim"):
-            if (size := numbers.read(module, name)) is not None:
-                found.add(size)
-        shape = getattr(module, "normalized_shape", None)
-        if isinstance(shape, (tuple, list)) and len(shape) == 1:
-            found.add(shape[0])
-    return found
-
-
-def _stacks(place: Place, raw: dict) -> dict[int, Finding]:
+def _stacks(place: Place, raw: dict, around: _Surroundings) -> dict[int, Finding]:
     """Experts' matrices in stacks [E, out, in] or [E, in, out], as their equations tell."""
-    maps = _maps_around(place)
+    maps = around.maps(place)
     stacks = _C.recognise_stacks(
         {name: list(p.shape) for name, p in raw.items()},
         counts=numbers.experts(place) | ({shape[0] for shape in maps} - {1}),
@@ -113,11 +133,3 @@ def _blocks(place: Place, raw: dict) -> dict[int, Finding]:
         id(p): Finding(role, RECOGNISED, why, layout)
         for p, (role, layout) in zip(stacks, roles, strict=True)
     }
-
-
-def _maps_around(place: Place) -> list[tuple[int, ...]]:
-    """The shapes [out, in] of the maps in what is around the module, a router's among them."""
-    if place.owner is None:
-        return []
-    maps = [m for m in place.owner.module.modules() if modules.is_linear(m)]
-    return [shape for m in maps if len(shape := modules.logical_shape(m)) == 2]
