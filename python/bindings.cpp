@@ -427,6 +427,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   def(m, "is_padded", &erlangen::is_padded, "Whether so many rows are a vocabulary's of this size.",
       py::arg("rows"), py::arg("size"));
   m.attr("CHAIN") = erlangen::kChain;
+  m.attr("OPEN_HEADS") = erlangen::kOpenHeads;
   def(m, "name_patterns", &erlangen::name_patterns,
       "Regular expressions about names of tensors, modules and classes.");
   def(m, "assumed_message", &assumed_message, "What routing only assumes, in words.",

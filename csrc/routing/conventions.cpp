@@ -104,6 +104,13 @@ void add_attention(std::vector<Convention>& all) {
     query_proj key_proj value_proj output_proj
     self.query_proj self.key_proj self.value_proj output.dense
     query_proj key_proj value_proj -
+    q_head k_head v_head post_proj
+    q_proj k_proj v_proj projection_layer
+    q_proj k_proj v_proj Wo
+    Wq Wk Wv dense
+    project_q project_k project_v attention_out
+    query_global key_global value_global -
+    longformer_self_attn.query longformer_self_attn.key longformer_self_attn.value output
     to_q to_k to_v to_out.0
     to_q to_k to_v to_out
     to_q to_k to_v to_add_out
@@ -134,6 +141,10 @@ void add_attention(std::vector<Convention>& all) {
     qkv out_proj
     qkv o_proj
     qkv projection_layer
+    qkv project.0
+    qkv projection
+    attention.qkv output.dense
+    self.in_proj output.dense
     qkv dense
     qkv out
     query_key_value dense
@@ -178,6 +189,15 @@ void add_attention(std::vector<Convention>& all) {
     q_attn c_attn c_proj
     linear_q linear_kv linear_proj
     wq wkv wo
+    q_linear kv_linear proj
+    )")});
+  // On what the heads give, before it is mixed.
+  all.push_back({"attention's gate", {q, same_o}, lines(R"(
+    gate_proj o_proj
+    g_proj o_proj
+    o_gate wo
+    to_gate to_out.0
+    output_gate out_proj
     )")});
   all.push_back({"attention with positions of its own", {q, q, mha_qkv, same_o}, lines(R"(
     self.pos_proj self.pos_q_proj self.in_proj output.dense
@@ -218,6 +238,7 @@ void add_mlps(std::vector<Convention>& all) {
     w1 v1 w2
     ff_proj up_proj ff_out
     linear1 linear3 linear2
+    linear_1 linear_3 linear_2
     w_in.w_0 w_in.w_1 w_out
     )")});
   all.push_back({"gated MLP with gate and up in one", {mlp_gate_up(), mlp_out()}, lines(R"(
@@ -226,6 +247,7 @@ void add_mlps(std::vector<Convention>& all) {
     Wi Wo
     wi wo
     fc1 fc2
+    fc1.proj fc2
     w12 w3
     w1 w2
     weights_in weights_out

@@ -18,23 +18,33 @@ using Uses = std::vector<std::pair<size_t, Finding>>;
 
 const void* key_of(const torch::Tensor& tensor) { return tensor.unsafeGetTensorImpl(); }
 
-// Whether a norm over the channels of a convolution is defined in the same module.
-bool has_norm_beside(const Model& model, size_t place) {
-  const Shape& shape = *model.tree[place].map;
+// Whether a norm over the outputs of a convolution is defined right after it.
+bool precedes_norm(const Model& model, size_t place) {
   const auto has_size = [&](const torch::Tensor& tensor) {
-    return tensor.defined() && tensor.dim() > 0 &&
-           std::find(shape.begin(), shape.end(), tensor.size(0)) != shape.end();
+    return tensor.defined() && tensor.dim() > 0 && tensor.size(0) == model.tree[place].map->at(0);
   };
   for (const auto& [user, name] : model.tree[place].users) {
-    for (const auto& [sibling_name, sibling] : model.children[user]) {
-      if (model.tree[sibling].kind.find("Norm") == std::string::npos) continue;
-      for (const auto& [tensor_name, tensor] : model.nodes[sibling].tensors) {
+    const auto& held = model.nodes[user].held;
+    for (size_t i = 0; i + 1 < held.size(); ++i) {
+      const size_t next = held[i + 1].second;
+      if (held[i].second != place || model.tree[next].kind.find("Norm") == std::string::npos) {
+        continue;
+      }
+      for (const auto& [tensor_name, tensor] : model.nodes[next].tensors) {
         if (has_size(tensor)) return true;
       }
-      for (const auto& item : model.nodes[sibling].module->named_buffers(/*recurse=*/false)) {
+      for (const auto& item : model.nodes[next].module->named_buffers(/*recurse=*/false)) {
         if (has_size(item.value())) return true;
       }
     }
+  }
+  return false;
+}
+
+// Whether the place is in a module that is called a router.
+bool is_in_router(const ModuleTree& tree, size_t place) {
+  for (auto owner = owner_of(tree, place); owner; owner = owner_of(tree, *owner)) {
+    if (is_found("router_classes", tree[*owner].kind)) return true;
   }
   return false;
 }
@@ -45,7 +55,8 @@ bool has_softmax_beside(const Model& model, size_t place) {
   const auto holds_softmax = [&](size_t at) {
     return std::any_of(
         model.children[at].begin(), model.children[at].end(), [&](const auto& child) {
-          const auto* softmax = model.nodes[child.second].module->template as<torch::nn::SoftmaxImpl>();
+          const auto* softmax =
+              model.nodes[child.second].module->template as<torch::nn::SoftmaxImpl>();
           return softmax && softmax->options.dim() != 0;  // over the tokens
         });
   };
@@ -68,7 +79,9 @@ std::unordered_map<const void*, Uses> collect(const Model& model) {
     for (auto& [tensor, by_type] : judge(model, place)) {
       Finding found = std::move(by_type);
       const auto of_tensor = of_tensors.find(key_of(tensor));
-      const bool is_map = of_map != of_maps.end() && tensor.is_same(weight);
+      bool is_map = of_map != of_maps.end() && tensor.is_same(weight);
+      // Of a router's chain the last map may be the one onto the experts.
+      if (is_map && of_map->second.why == kChain && is_in_router(model.tree, place)) is_map = false;
       if (found.grade == Grade::declared) {
         // Nothing says it better.
       } else if (of_tensor != of_tensors.end()) {
@@ -80,7 +93,7 @@ std::unordered_map<const void*, Uses> collect(const Model& model) {
         found = {recognised.role, Grade::recognised, recognised.why, std::move(layout)};
         if (found.role == "router" && !has_softmax_beside(model, place)) found.center = false;
       } else if (found.grade == Grade::assumed && found.role == "dense" && is_convolution(module) &&
-                 has_norm_beside(model, place)) {
+                 precedes_norm(model, place)) {
         found = {"dense", Grade::recognised, "a convolution with its norm", found.layout};
       }
       findings[key_of(tensor)].emplace_back(place, std::move(found));
@@ -171,7 +184,7 @@ void add_head(const Model& model, const std::unordered_map<const void*, Uses>& f
       continue;
     }
     decision_of(place) = {"lm_head", Grade::recognised,
-                          "called a head, in the shape of the table of tokens",
+                          "called a head, with a row for each of the table's tokens",
                           storage_of(*model.nodes[place].module)};
     return;
   }
@@ -194,6 +207,15 @@ std::unordered_map<const void*, Finding> decide(const Model& model) {
   Findings decisions;
   for (const auto& [key, uses] : findings) decisions.emplace(key, merge(model, uses));
   add_head(model, findings, decisions);
+  for (auto& [key, finding] : decisions) {
+    const ModuleNode& node = model.nodes[findings.at(key).front().first];
+    const torch::Tensor weight = weight_of(node);
+    if (has_one_weight(*node.module) && weight.defined() && key_of(weight) == key) {
+      finding.storage = storage_of(*node.module);
+    } else if (!finding.layout.empty() && finding.layout.front() == LayoutStep::transpose()) {
+      finding.storage = {LayoutStep::transpose()};
+    }
+  }
   return decisions;
 }
 

@@ -22,6 +22,7 @@ struct Finding {
   std::string why;
   Layout layout = {};
   std::optional<bool> center = std::nullopt;  // where it differs from the role's own
+  Layout storage = {};                        // what another role would have of the layout, too
 
   // Whether both make the same of the parameter, for whatever reason.
   bool says_as(const Finding& other) const {

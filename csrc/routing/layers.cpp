@@ -28,29 +28,30 @@ bool is_vector(const torch::Tensor& tensor) {
          std::count_if(sizes.begin(), sizes.end(), [](int64_t size) { return size != 1; }) <= 1;
 }
 
-// [out, in / groups, k, ...], transposed ones [in, out / groups, k, ...].
-//
-// Each group is a linear map of its own. A depthwise kernel maps no channel to another, it is one
-// filter a channel: not a matrix, and none of the matrices' symmetries.
+// A depthwise kernel maps no channel to another, it is one filter a channel: not a matrix, and none
+// of the matrices' symmetries.
 template <typename Conv>
-bool judge_convolution(const nn::Module& module, bool transposed, Finding& finding) {
+std::optional<Finding> judge_convolution(const nn::Module& module, bool transposed) {
   const auto* conv = dynamic_cast<const Conv*>(&module);
-  if (!conv) return false;
+  if (!conv) return std::nullopt;
   const int64_t groups = conv->options.groups();
   if (groups > 1 && groups == conv->options.in_channels() &&
       (!transposed || groups == conv->options.out_channels())) {
-    finding = {"other", Grade::declared, "a filter for each channel"};
-    return true;
+    return Finding{"other", Grade::declared, "a filter for each channel"};
   }
-  Layout layout = {LayoutStep::flatten()};
-  if (groups > 1) layout.push_back(LayoutStep::heads(groups, -2));
-  if (transposed) layout.push_back(LayoutStep::transpose());
-  if (is_linear(module)) {
-    finding = {"dense", Grade::assumed, "a convolution of single points", std::move(layout)};
-  } else {  // whatever it is for: what mixes neighbours is none of the other roles
-    finding = {"dense", Grade::declared, "a convolution", std::move(layout)};
-  }
-  return true;
+  const bool is_sure = !is_linear(module);  // what mixes neighbours is none of the other roles
+  return Finding{"dense", is_sure ? Grade::declared : Grade::assumed,
+                 is_sure ? "a convolution" : "a convolution of single points", storage_of(module)};
+}
+
+std::optional<Finding> judge_convolutions(const nn::Module& module) {
+  std::optional<Finding> finding = judge_convolution<nn::Conv1dImpl>(module, false);
+  if (!finding) finding = judge_convolution<nn::Conv2dImpl>(module, false);
+  if (!finding) finding = judge_convolution<nn::Conv3dImpl>(module, false);
+  if (!finding) finding = judge_convolution<nn::ConvTranspose1dImpl>(module, true);
+  if (!finding) finding = judge_convolution<nn::ConvTranspose2dImpl>(module, true);
+  if (!finding) finding = judge_convolution<nn::ConvTranspose3dImpl>(module, true);
+  return finding;
 }
 
 // One number for each head, as a bias by distance has, is no vector that could be rotated.
@@ -85,17 +86,9 @@ Finding judge_weight(const Model& model, size_t place, const torch::Tensor& weig
     }
   }
   if (module.as<nn::BilinearImpl>()) {
-    // [out, in1, in2]: rows are outputs, columns the products of two inputs.
-    return {"dense", Grade::declared, "torch.nn.Bilinear", {LayoutStep::flatten()}};
+    return {"dense", Grade::declared, "torch.nn.Bilinear", storage_of(module)};
   }
-  Finding finding;
-  const bool is_conv = judge_convolution<nn::Conv1dImpl>(module, false, finding) ||
-                       judge_convolution<nn::Conv2dImpl>(module, false, finding) ||
-                       judge_convolution<nn::Conv3dImpl>(module, false, finding) ||
-                       judge_convolution<nn::ConvTranspose1dImpl>(module, true, finding) ||
-                       judge_convolution<nn::ConvTranspose2dImpl>(module, true, finding) ||
-                       judge_convolution<nn::ConvTranspose3dImpl>(module, true, finding);
-  if (is_conv) return finding;
+  if (auto finding = judge_convolutions(module)) return *std::move(finding);
   return {"dense", Grade::assumed, "a " + model.tree[place].kind};
 }
 

@@ -117,11 +117,13 @@ std::string assumed_message(const std::vector<AssumedParam>& params,
   }
   for (const auto& [name, role] : entries) text += "    " + syntax.entry(name, role) + ",\n";
   if (!is_whole) text += "    ...\n";
-  text += "  " + syntax.end +
-          "\nwith attention, mlp_in, mlp_out, expert_in, expert_out, router, embedding, lm_head or "
-          "dense for a matrix [out, in] (with its \"layout\", such as " +
-          syntax.layout +
-          ", if it is several or stored another way), and other for everything else.";
+  text +=
+      "  " + syntax.end +
+      "\nwith attention, mlp_in, mlp_out, expert_in, expert_out, router, embedding, lm_head or "
+      "dense for a matrix [out, in] (with its \"layout\", such as " +
+      syntax.layout +
+      ", after a flatten of a convolution's, if it is several matrices or stored another way), and "
+      "other for everything else.";
   return text;
 }
 

@@ -30,9 +30,9 @@ struct OverrideSyntax {
 };
 
 // Says what is only assumed, one line a kind, and which overrides make it sure: globs, where these
-// match nothing else among the `names` that are trained. `matrices`, `elements`: how many the model has,
-// and of how many numbers in all. With `all` every kind is listed, and an override for each, else
-// the first few.
+// match nothing else among the `names` that are trained. `matrices`, `elements`: how many the model
+// has, and of how many numbers in all. With `all` every kind is listed, and an override for each,
+// else the first few.
 std::string assumed_message(const std::vector<AssumedParam>& params,
                             const std::vector<std::string>& names, int64_t matrices,
                             int64_t elements, bool all, const OverrideSyntax& syntax);

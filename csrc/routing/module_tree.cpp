@@ -130,8 +130,30 @@ torch::Tensor weight_of(const ModuleNode& node) {
   return {};
 }
 
-Layout storage_of(const nn::Module& linear) {
-  return is_convolution(linear) ? Layout{LayoutStep::flatten()} : Layout{};
+namespace {
+
+template <typename Conv>
+bool add_storage(const nn::Module& module, bool is_transposed, Layout& layout) {
+  const auto* conv = dynamic_cast<const Conv*>(&module);
+  if (!conv) return false;
+  layout.push_back(LayoutStep::flatten());
+  if (conv->options.groups() > 1) layout.push_back(LayoutStep::heads(conv->options.groups(), -2));
+  if (is_transposed) layout.push_back(LayoutStep::transpose());
+  return true;
+}
+
+}  // namespace
+
+Layout storage_of(const nn::Module& module) {
+  if (is_any<nn::BilinearImpl>(module)) return {LayoutStep::flatten()};
+  Layout layout;
+  add_storage<nn::Conv1dImpl>(module, false, layout) ||
+      add_storage<nn::Conv2dImpl>(module, false, layout) ||
+      add_storage<nn::Conv3dImpl>(module, false, layout) ||
+      add_storage<nn::ConvTranspose1dImpl>(module, true, layout) ||
+      add_storage<nn::ConvTranspose2dImpl>(module, true, layout) ||
+      add_storage<nn::ConvTranspose3dImpl>(module, true, layout);
+  return layout;
 }
 
 Model::Model(const nn::Module& root) {

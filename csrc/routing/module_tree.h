@@ -43,7 +43,9 @@ bool has_one_weight(const torch::nn::Module& module);
 
 // The tensor called "weight"; undefined if there is none.
 torch::Tensor weight_of(const ModuleNode& node);
-// The layout that makes a linear map's weight [out, in].
-Layout storage_of(const torch::nn::Module& linear);
+// The layout that makes a module's weight [out, in], whatever it is for. Of convolutions [out, in /
+// groups, k, ...], of transposed ones [in, out / groups, k, ...]: each group is a linear map of its
+// own. Of Bilinear [out, in1, in2], whose columns are the products of two inputs.
+Layout storage_of(const torch::nn::Module& module);
 
 }  // namespace erlangen

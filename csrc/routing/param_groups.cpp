@@ -3,6 +3,7 @@
 #include "routing/findings.h"
 #include "routing/messages.h"
 #include "routing/overrides.h"
+#include "routing/reading.h"
 
 #include <c10/util/Exception.h>
 #include <erlangen/routing.h>
@@ -44,7 +45,8 @@ std::unordered_map<const void*, std::vector<std::string>> aliases_of(const Model
 
 struct Resolved {
   EquivariantOptions options;
-  bool is_chosen = false;  // the role is the caller's word
+  bool is_chosen = false;   // the role is the caller's word
+  bool has_layout = false;  // and so is the layout
 };
 
 // Role and options of a parameter: what the caller says of it, what was found, what the role
@@ -61,17 +63,14 @@ Resolved resolve(Sayings& sayings, const std::vector<std::string>& names, const 
   if (role.empty()) role = finding.role;
   options.role(role).fill_from(sayings.of_role(role));
   options.fill_from(of_found);
+  const bool has_layout = options.is_set("layout");
   const std::string scale = options.is_set("adjust_lr_fn") ? options.adjust_lr_fn() : adjust_lr_fn;
   EquivariantOptions of_role = role_options(role, scale);
-  if (role == finding.role) {
-    if (!finding.layout.empty()) {
-      // How the tensor is stored comes before how the role looks at it.
-      Layout layout = finding.layout;
-      layout.insert(layout.end(), of_role.layout().begin(), of_role.layout().end());
-      of_role.layout(std::move(layout));
-    }
-    if (finding.center) of_role.center(*finding.center);
-  }
+  // How the tensor is stored comes before how the role looks at it.
+  Layout layout = role == finding.role ? finding.layout : finding.storage;
+  layout.insert(layout.end(), of_role.layout().begin(), of_role.layout().end());
+  of_role.layout(std::move(layout));
+  if (role == finding.role && finding.center) of_role.center(*finding.center);
   // What the role brings is for its own rule.
   const std::string& rule = options.rule().empty() ? of_role.rule() : options.rule();
   if (rule == "adamw") {
@@ -81,7 +80,7 @@ Resolved resolve(Sayings& sayings, const std::vector<std::string>& names, const 
     of_role.adjust_lr_fn(scale);
   }
   options.fill_from(of_role);
-  return {std::move(options), is_chosen};
+  return {std::move(options), is_chosen, has_layout};
 }
 
 }  // namespace
@@ -121,6 +120,12 @@ EquivariantOptions role_options(const std::string& role, const std::string& adju
 }
 
 namespace {
+
+std::string with_layout(std::string why) {
+  const std::string open = kOpenHeads;
+  if (why.ends_with(open)) why.resize(why.size() - open.size());
+  return why + "; layout: an override";
+}
 
 struct Group {
   EquivariantOptions options;
@@ -169,7 +174,7 @@ std::vector<OptimizerParamGroup> param_groups(const nn::Module& module, const Ov
     if (std::find(names.begin(), names.end(), name) == names.end()) {
       names.insert(names.begin(), name);
     }
-    const auto [options, is_chosen] = resolve(sayings, names, finding, adjust_lr_fn);
+    const auto [options, is_chosen, has_layout] = resolve(sayings, names, finding, adjust_lr_fn);
     roles.insert(options.role());
     if (param.dim() >= 2) {
       ++unsure.matrices;
@@ -184,7 +189,9 @@ std::vector<OptimizerParamGroup> param_groups(const nn::Module& module, const Ov
     group->params.push_back(param);
     group->names.push_back(name);
     group->evidence.push_back(name_of(is_chosen ? Grade::declared : finding.grade));
-    group->why.push_back(is_chosen ? "an override" : finding.why);
+    group->why.push_back(is_chosen    ? "an override"
+                         : has_layout ? with_layout(finding.why)
+                                      : finding.why);
   }
   TORCH_CHECK_VALUE(!groups.empty(), "the module has no parameter that requires a gradient");
   sayings.check_used(trainable, frozen, roles);

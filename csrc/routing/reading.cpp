@@ -158,7 +158,7 @@ class Reader {
     std::vector<std::pair<size_t, Recognised>> result;
     for (const auto& [part, place] : chosen) {
       const auto layout = layout_of(parts[part], sizes);
-      const char* open = layout ? "" : ", how many heads is not said: one matrix";
+      const char* open = layout ? "" : kOpenHeads;
       result.push_back(
           {place, {parts[part].role, convention.what + open, layout.value_or(Layout())}});
     }

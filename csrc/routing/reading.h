@@ -18,6 +18,9 @@ struct Recognised {
   Layout layout;
 };
 
+// What a reason ends with where head counts are open.
+inline constexpr const char* kOpenHeads = ", how many heads is not said: one matrix";
+
 // A part of a convention by its index there, and the map that is taken for it.
 using Chosen = std::vector<std::pair<size_t, size_t>>;
 

@@ -66,6 +66,7 @@ def recognise_stacks(
     """Role, whether stored as [E, in, out], whether gate and up are in one, of experts' stacks."""
 
 CHAIN: str  # the reason of maps that follow each other
+OPEN_HEADS: str  # what a reason ends with where head counts are open
 
 def is_padded(rows: int, size: int) -> bool:
     """Whether so many rows are a vocabulary's of this size, padded to a multiple of 8 or not."""

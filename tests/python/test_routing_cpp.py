@@ -99,7 +99,7 @@ def test_lookalikes(cpp):
     assert found["attention.holder.scale"] == ("other", "recognised")
     assert found["attention.holder.gain"] == ("other", "assumed")
     assert found["relative_attention_bias.weight"] == ("embedding", "assumed")
-    assert found["distance.weight"] == ("other", "recognised")
+    assert found["attention.table.weight"] == ("other", "recognised")
 
 
 def test_names_say_how_square_stacks_are_stored(cpp):

@@ -89,7 +89,9 @@ def shape(function: ast.FunctionDef) -> tuple:
 
 
 def test_stub_of_the_compiled_module():
-    written = {node.name: node for node in stub("_C") if hasattr(node, "name")}
+    nodes = stub("_C")
+    written = {node.name: node for node in nodes if hasattr(node, "name")}
+    written |= {node.target.id: node for node in nodes if isinstance(node, ast.AnnAssign)}
     assert written.keys() == {name for name in dir(_C) if not name.startswith("__")}
     for name, node in written.items():
         if isinstance(node, ast.FunctionDef):

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from erlangen import _C
+
 from .decide import decide
 from .findings import ASSUMED, DECLARED, Finding, assumed
 from .messages import assumed_message, callers_level
@@ -98,8 +100,10 @@ def route(
         names = aliases.get(id(parameter), [])
         if name not in names:
             names = [name, *names]
-        role, options, is_chosen = chosen.resolve(names, finding, adjust_lr_fn)
-        grade, why = (DECLARED, "an override") if is_chosen else (finding.grade, finding.why)
+        role, options, said = chosen.resolve(names, finding, adjust_lr_fn)
+        grade, why = (DECLARED, "an override") if "role" in said else (finding.grade, finding.why)
+        if "layout" in said and "role" not in said:
+            why = why.removesuffix(_C.OPEN_HEADS) + "; layout: an override"
         if grade == ASSUMED and parameter.numel() and id(parameter) not in told:
             unsure.append((name, parameter, finding))
         roles.add(role)
@@ -113,7 +117,7 @@ def route(
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
     chosen.check_used(list(trainable), frozen, roles)
     if unsure:
-        message = assumed_message(unsure, trainable, strict)
+        message = assumed_message(unsure, trainable, bool(strict))
         if strict:
             raise ValueError(message)
         warnings.warn(message, UserWarning, stacklevel=callers_level())

@@ -9,8 +9,14 @@ from erlangen import _C
 from . import declarations, layers, matching, modules, numbers, tensors
 from .declarations import UNCENTERED
 from .findings import ASSUMED, GRADES, RECOGNISED, Finding, assumed
-from .modules import Place
-from .patterns import ATTENTION_CLASSES, HEADS, HEADS_BESIDE_TOKENS, TOKEN_TABLES
+from .modules import TRANSPOSE, Place
+from .patterns import (
+    ATTENTION_CLASSES,
+    HEADS,
+    HEADS_BESIDE_TOKENS,
+    ROUTER_CLASSES,
+    TOKEN_TABLES,
+)
 
 Uses = list[tuple[Place, Finding]]
 
@@ -22,7 +28,17 @@ def decide(places: list[Place]) -> dict[int, Finding]:
     decisions = {key: _merge(uses) for key, uses in findings.items()}
     decisions |= _declared_ties(places, findings, decisions)
     decisions |= _heads_by_table(places, findings, decisions, table)
-    return decisions
+    return {
+        key: replace(finding, storage=_storage(findings[key][0][0], key, finding))
+        for key, finding in decisions.items()
+    }
+
+
+def _storage(place: Place, key: int, finding: Finding) -> list:
+    weight = modules.weight_of(place.module) if modules.has_one_weight(place.module) else None
+    if weight is not None and id(weight) == key:
+        return modules.storage(place.module)
+    return [TRANSPOSE] if finding.layout[:1] == [TRANSPOSE] else []
 
 
 def _collect(places: list[Place]) -> dict[int, Uses]:
@@ -32,7 +48,8 @@ def _collect(places: list[Place]) -> dict[int, Uses]:
     of_maps |= declarations.output_embeddings(places)
     of_tensors = tensors.recognise(places)
     of_tensors |= declarations.routers(places, recorded["router_logits"])
-    in_attention = _inside(places, recorded["attentions"])
+    in_attention = _inside(places, recorded["attentions"], ATTENTION_CLASSES)
+    in_router = _inside(places, recorded["router_logits"], ROUTER_CLASSES)
 
     findings: dict[int, Uses] = {}
     for place in places:
@@ -41,6 +58,8 @@ def _collect(places: list[Place]) -> dict[int, Uses]:
         declared = declarations.experts(place)
         stacks = {id(place.module._parameters[name]): f for name, f in declared.items()}
         of_map = of_maps.get(id(place.module))
+        if of_map is not None and of_map.why == _C.CHAIN and id(place.module) in in_router:
+            of_map = None  # its last map may be the one onto the experts
         weight = modules.weight_of(place.module) if of_map else None
         for parameter, by_type in layers.judge(place):
             said = [stacks.get(id(parameter)), of_tensors.get(id(parameter)), by_type]
@@ -66,9 +85,9 @@ def _by_surroundings(place: Place, by_type: Finding, in_attention: dict) -> Find
     attention = in_attention.get(id(place.module))
     if attention is not None:
         if _obeys_heads(shape, attention, place):
-            why = f"inside {modules.class_name(attention.module)}: one matrix"
-            return Finding("attention", RECOGNISED, why, by_type.layout)
-    if isinstance(place.module, modules.CONVOLUTIONS) and _has_norm_beside(place, shape):
+            why = f"a map inside {modules.class_name(attention.module)}"
+            return assumed("attention", why, by_type.layout)
+    if isinstance(place.module, modules.CONVOLUTIONS) and _precedes_norm(place, shape):
         return Finding("dense", RECOGNISED, "a convolution with its norm", by_type.layout)
     return by_type
 
@@ -87,29 +106,27 @@ def _obeys_heads(shape: tuple[int, ...], attention: Place, place: Place) -> bool
     )
 
 
-def _has_norm_beside(place: Place, shape: tuple[int, ...]) -> bool:
-    """Whether a norm over the channels of a convolution is defined in the same module."""
+def _precedes_norm(place: Place, shape: tuple[int, ...]) -> bool:
+    """Whether a norm over the outputs of a convolution is defined right after it."""
     for user, _ in place.users:
-        for sibling in user.module._modules.values():
-            if sibling is not None and "Norm" in modules.class_name(sibling):
-                sizes = [
-                    p.shape[0] for p in sibling._parameters.values() if p is not None and p.ndim
-                ]
-                sizes += [b.shape[0] for b in sibling._buffers.values() if b is not None and b.ndim]
-                if set(shape) & set(sizes):
+        siblings = [child for child in user.module._modules.values() if child is not None]
+        for sibling, following in zip(siblings, siblings[1:], strict=False):
+            if sibling is place.module and "Norm" in modules.class_name(following):
+                held = (*following._parameters.values(), *following._buffers.values())
+                if any(t is not None and t.ndim and t.shape[0] == shape[0] for t in held):
                     return True
     return False
 
 
-def _inside(places: list[Place], kinds: Iterable[type]) -> dict[int, Place]:
-    """What stands in modules of these classes, or of one that is called attention, by id, and the
-    place of that module."""
+def _inside(places: list[Place], kinds: Iterable[type], pattern: str) -> dict[int, Place]:
+    """What stands in modules of these classes, or of one that is called so, by id, and the place of
+    that module."""
     found: dict[int, Place] = {}
     kinds = tuple(kinds)
     for place in places:
         users = [user for user, _ in place.users]
         for user in users:
-            called_so = re.search(ATTENTION_CLASSES, modules.class_name(user.module))
+            called_so = re.search(pattern, modules.class_name(user.module))
             if called_so or (kinds and isinstance(user.module, kinds)):
                 found[id(place.module)] = user
             elif id(user.module) in found:
@@ -193,9 +210,9 @@ def _heads_by_table(places, findings, decisions, table: Place | None) -> dict[in
         shape = modules.logical_shape(place.module)
         is_called_so = any(re.fullmatch(pattern, name) for _, name in place.users)
         if is_called_so and shape[1:] == (width,) and _C.is_padded(shape[0], rows):
-            options = declarations.head_options(place.config)
+            options = declarations.head_options(place.config) or _uncentered_by_code(place)
             storage = modules.storage(place.module)
-            why = "called a head, in the shape of the table of tokens"
+            why = "called a head, with a row for each of the table's tokens"
             return _of_versions(place, free, Finding("lm_head", RECOGNISED, why, storage, options))
     if free and free[-1] is maps[-1] and rows != width and not _declares_heads(free[-1]):
         if modules.logical_shape(free[-1].module) == (rows, width):
@@ -204,6 +221,14 @@ def _heads_by_table(places, findings, decisions, table: Place | None) -> dict[in
             head = Finding("lm_head", ASSUMED, why, storage, dict(UNCENTERED))
             return _of_versions(free[-1], free, head)
     return {}
+
+
+def _uncentered_by_code(place: Place) -> dict:
+    """No centering where the code around the head has words of what sees a shared shift."""
+    user = place.owner
+    words = ("tanh", "sigmoid", "binary_cross_entropy_with_logits", "logsumexp")
+    sees = user is not None and any(modules.calls(user.module, word) for word in words)
+    return dict(UNCENTERED) if sees else {}
 
 
 def _declares_heads(place: Place) -> bool:

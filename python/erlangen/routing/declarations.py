@@ -8,8 +8,7 @@ from erlangen import _C
 
 from . import modules, numbers
 from .findings import DECLARED, RECOGNISED, Finding
-from .layers import heads
-from .modules import TRANSPOSE, Place
+from .modules import TRANSPOSE, Place, heads
 from .patterns import ROUTER_CLASSES
 
 # Losses and caps that see a shift which all vocabulary logits, or all experts' logits, share.
@@ -17,6 +16,8 @@ _SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_c
 _HEAD_Z_LOSSES = ("z_loss_coefficient",)
 _ROUTER_Z_LOSSES = ("router_z_loss_coef", "z_loss_coef", "router_z_loss_coefficient")
 UNCENTERED = {"center": False}
+# Words in code for what sees a shift that all of a router's logits share.
+_SEE_SHIFTS = ("sigmoid", "tanh", "relu", "softplus", "normalize", "logsumexp")
 
 
 def _states(config, names: tuple[str, ...]) -> bool:
@@ -47,7 +48,8 @@ def router_options(place: Place) -> dict:
         # What a block of experts does with sigmoids may be its shared experts' gate; what methods
         # about routing do is not.
         own = p is place or re.search(ROUTER_CLASSES, modules.class_name(p.module)) is not None
-        if modules.calls(p.module, "sigmoid", lambda m, own=own: own or "rout" in m):
+        about_routing = lambda method, own=own: own or "rout" in method  # noqa: E731
+        if any(modules.calls(p.module, word, about_routing) for word in _SEE_SHIFTS):
             return dict(UNCENTERED)
         takes_softmax = takes_softmax or modules.calls(p.module, "softmax")
         takes_softmax = takes_softmax or any(
@@ -195,6 +197,8 @@ def routers(places: list[Place], kinds: set[type]) -> dict[int, Finding]:
             if weight is None or p is place and type(p.module) is nn.Linear:
                 continue
             is_map = modules.is_linear(p.module)
+            if p is not place and not is_map:
+                continue  # Doge's experts are tables with as many rows
             shape = modules.logical_shape(p.module) if is_map else tuple(weight.shape)
             if len(shape) != 2 or shape[0] not in counts or shape[0] < 2:
                 continue

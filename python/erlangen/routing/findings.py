@@ -9,13 +9,14 @@ GRADES = (DECLARED, RECOGNISED, ASSUMED)  # best first
 @dataclass(frozen=True)
 class Finding:
     """A role with its layout, the options in which it differs from the role's own, its grade, and
-    the reason in one phrase."""
+    the reason in one phrase. `storage`: what another role would have of the layout, too."""
 
     role: str
     grade: str
     why: str
     layout: list = field(default_factory=list)
     options: dict = field(default_factory=dict)
+    storage: list = field(default_factory=list)
 
     def says_as(self, other: "Finding") -> bool:
         """Whether both make the same of the parameter, for whatever reason."""

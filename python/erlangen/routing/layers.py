@@ -8,15 +8,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from . import modules, numbers
 from .findings import DECLARED, RECOGNISED, Finding, assumed
-from .modules import FLATTEN, TRANSPOSE, Place
+from .modules import Place, heads
 from .patterns import DISTANCES, GAINS, NORM_CLASSES, TABLES_OF_NUMBERS, VECTORS
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-
-
-def heads(n: int, dim: int) -> list[dict]:
-    """The layout that makes n equal parts along `dim` a batch."""
-    return [{"heads": n, "dim": dim}] if n > 1 else []
 
 
 def judge(place: Place) -> Iterator[tuple[nn.Parameter, Finding]]:
@@ -49,8 +44,7 @@ def _judge_weight(place: Place) -> Finding:
                 n = user.module.num_heads
                 return Finding("attention", DECLARED, "torch.nn.MultiheadAttention", heads(n, -1))
     if isinstance(module, nn.Bilinear):
-        # [out, in1, in2]: rows are outputs, columns the products of two inputs.
-        return Finding("dense", DECLARED, "torch.nn.Bilinear", [FLATTEN])
+        return Finding("dense", DECLARED, "torch.nn.Bilinear", modules.storage(module))
     if isinstance(module, modules.CONVOLUTIONS + modules.TRANSPOSED_CONVOLUTIONS):
         return _judge_convolution(module)
     return assumed("dense", f"a {modules.class_name(module)}", modules.storage(module))
@@ -72,19 +66,14 @@ def _judge_table(place: Place) -> Finding:
 
 
 def _judge_convolution(module: _ConvNd) -> Finding:
-    """[out, in / groups, k, ...], transposed ones [in, out / groups, k, ...].
-
-    Each group is a linear map of its own. A depthwise kernel maps no channel to another, it is one
-    filter a channel: not a matrix, and none of the matrices' symmetries.
-    """
+    """A depthwise kernel maps no channel to another, it is one filter a channel: not a matrix, and
+    none of the matrices' symmetries."""
     groups = module.groups
     transposed = isinstance(module, modules.TRANSPOSED_CONVOLUTIONS)
     if groups > 1 and module.in_channels == groups:
         if not transposed or module.out_channels == groups:
             return Finding("other", DECLARED, "a filter for each channel")
-    layout = [FLATTEN, *heads(groups, -2)]
-    if transposed:
-        layout.append(TRANSPOSE)
+    layout = modules.storage(module)
     if all(size == 1 for size in module.kernel_size) and groups == 1 and not transposed:
         return assumed("dense", "a convolution of single points", layout)
     # Whatever it is for: what mixes neighbours is none of the other roles.

@@ -1,8 +1,9 @@
 """What a module is, and where in the model it stands."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -30,6 +31,7 @@ _HF_CONFIGS = {
     "transformers.configuration_utils.PreTrainedConfig",
     "transformers.configuration_utils.PretrainedConfig",
 }
+_NO_CONFIGS = (nn.Module, torch.Tensor, Mapping, type)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -150,11 +152,25 @@ def _wraps_linear(module: nn.Module) -> bool:
     )
 
 
-def storage(linear: nn.Module) -> list:
-    """The layout that makes a linear map's weight [out, in]."""
-    if has_class(linear, _HF_CONV1D):
+def storage(module: nn.Module) -> list:
+    """The layout that makes a module's weight [out, in], whatever it is for.
+
+    Of convolutions [out, in / groups, k, ...], of transposed ones [in, out / groups, k, ...]: each
+    group is a linear map of its own. Of torch.nn.Bilinear [out, in1, in2], whose columns are the
+    products of two inputs.
+    """
+    if has_class(module, _HF_CONV1D):
         return [TRANSPOSE]
-    return [FLATTEN] if isinstance(linear, CONVOLUTIONS) else []
+    if isinstance(module, (nn.Bilinear, *CONVOLUTIONS)):
+        return [FLATTEN, *heads(getattr(module, "groups", 1), -2)]
+    if isinstance(module, TRANSPOSED_CONVOLUTIONS):
+        return [FLATTEN, *heads(module.groups, -2), TRANSPOSE]
+    return []
+
+
+def heads(n: int, dim: int) -> list[dict]:
+    """The layout that makes n equal parts along `dim` a batch."""
+    return [{"heads": n, "dim": dim}] if n > 1 else []
 
 
 def logical_shape(linear: nn.Module) -> tuple[int, ...]:
@@ -206,7 +222,11 @@ def class_name(module: nn.Module) -> str:
 
 
 def _own_config(module: nn.Module):
-    return next((v for v in vars(module).values() if has_class(v, _HF_CONFIGS)), None)
+    """transformers' config, or an object of one's own under one of the usual names."""
+    held = vars(module)
+    own = (held.get(name) for name in ("config", "cfg", "args", "hparams", "params"))
+    plain = (v for v in own if hasattr(v, "__dict__") and not isinstance(v, _NO_CONFIGS))
+    return next((v for v in held.values() if has_class(v, _HF_CONFIGS)), next(plain, None))
 
 
 def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

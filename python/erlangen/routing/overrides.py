@@ -34,9 +34,9 @@ class Overrides:
 
     def resolve(
         self, names: list[str], finding: Finding, adjust_lr_fn: str
-    ) -> tuple[str, dict, bool]:
-        """Role and options of the parameter that has these names (several if tied), and whether
-        the role is the caller's word."""
+    ) -> tuple[str, dict, set[str]]:
+        """Role and options of the parameter that has these names (several if tied), and which of
+        them are the caller's word."""
         named = self._by_name(names)
         of_role = {} if "role" in named else self._by_role(finding.role)
         role = named.get("role", of_role.get("role", finding.role))
@@ -44,13 +44,13 @@ class Overrides:
         chosen = of_role | named
         adjust_lr_fn = chosen.get("adjust_lr_fn", adjust_lr_fn)
         options = dict(_C.role_options(role, adjust_lr_fn))
+        # How the tensor is stored comes before how the role looks at it.
+        layout = finding.layout if role == finding.role else finding.storage
+        options["layout"] = layout + (options.get("layout") or [])
         if role == finding.role:
-            # How the tensor is stored comes before how the role looks at it.
-            layout = finding.layout + (options.get("layout") or [])
-            options |= finding.options | {"layout": layout}
+            options |= finding.options
         options |= chosen
-        is_chosen = "role" in chosen
-        return role, _without_idle(options, chosen, adjust_lr_fn), is_chosen
+        return role, _without_idle(options, chosen, adjust_lr_fn), set(chosen)
 
     def check_used(self, names: list[str], frozen: list[str], roles: set[str]) -> None:
         """Raises ValueError for overrides that have matched nothing."""
@@ -126,5 +126,5 @@ def _hint(key: str, names: list[str], frozen: list[str]) -> str:
     if any(name == key or fnmatchcase(name, key) for name in frozen):
         return " (requires_grad is False)"
     inside = [name for name in names if name.startswith(key + ".")]  # the key is a module's name
-    near = inside or difflib.get_close_matches(key, names, n=1)
+    near = inside or difflib.get_close_matches(key, [*names, *ROLES], n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -7,8 +7,7 @@ from erlangen import _C
 
 from . import modules, numbers
 from .findings import RECOGNISED, Finding
-from .layers import heads
-from .modules import TRANSPOSE, Place
+from .modules import TRANSPOSE, Place, heads
 from .patterns import POSITIONS, PROJECTIONS
 
 
