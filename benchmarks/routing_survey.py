@@ -78,7 +78,7 @@ def shares(model: nn.Module, groups: list[dict]) -> tuple[dict, dict]:
         evidence = group.get("evidence", ["declared"] * len(names))
         why = group.get("why", [""] * len(names))
         for name, p, grade, reason in zip(names, group["params"], evidence, why, strict=True):
-            if p.ndim < 2:
+            if p.ndim < 2 or not p.numel():
                 continue
             elements[grade] += p.numel()
             if grade == "assumed":

@@ -142,7 +142,7 @@ struct Unsure {
 void tell(const Unsure& unsure, const std::vector<std::string>& names, bool strict) {
   if (unsure.params.empty()) return;
   const auto entry = [](const std::string& name, const std::string& role) {
-    return "{" + repr(name) + ", EquivariantOptions().role(" + repr(role) + ")}";
+    return c10::str("{", repr(name), ", EquivariantOptions().role(", repr(role), ")}");
   };
   const std::string message =
       assumed_message(unsure.params, names, unsure.matrices, unsure.elements, strict,

@@ -314,4 +314,14 @@ CHOICES = {
         "match_rms_adamw",
     ),
     "shared": ({"again.*.weight": {"update_scale": 3.0}}, "none"),
+    "network": (
+        {
+            "points.weight": {"role": "attention"},
+            "up.weight": {"role": "embedding"},
+            "grouped.weight": {"role": "router"},
+            "block.conv.weight": {"layout": [{"flatten": True}, {"heads": 2, "dim": -2}]},
+        },
+        "original",
+    ),
+    "stacks": ({"other.experts.w1": {"role": "mlp_in"}}, "match_rms_adamw"),
 }

@@ -395,3 +395,24 @@ def test_own_head_on_a_known_body():
     assert found(model)["head.weight"] == ("lm_head", None)
     model = Holder(body=body, value=nn.Linear(16, 1))
     assert found(model)["value.weight"] == ("dense", None)
+
+
+def test_tables_of_experts_are_no_routers():
+    """The class that Doge records as its router holds the experts too, as tables of vectors."""
+    from transformers import DogeConfig, DogeForCausalLM
+
+    config = DogeConfig(
+        vocab_size=97,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        is_moe=True,
+        num_experts=16,
+        num_experts_per_tok=4,
+    )
+    roles = found(DogeForCausalLM(config))
+    for name in ("down_embed", "up_embed"):
+        assert roles[f"model.layers.0.mlp.{name}.weight"] == ("embedding", None)
+    assert "router" not in {role for role, _ in roles.values()}

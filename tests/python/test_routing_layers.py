@@ -1,6 +1,8 @@
 """torch's own layers, and what no evidence decides."""
 
 import warnings
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import erlangen
 import pytest
@@ -287,3 +289,38 @@ def test_vectors_of_many_dimensions():
     model = Holder(token=nn.Parameter(torch.zeros(1, 1, 8)), gain=nn.Parameter(torch.ones(8, 1, 1)))
     assert set(found(model).values()) == {("other", None)}
     assert set(grades(model).values()) == {"declared"}
+
+
+# What the user's own classes say
+
+
+@dataclass
+class OwnConfig:
+    n_head: int = 4
+    n_embd: int = 32
+
+
+@pytest.mark.parametrize("name", ["config", "cfg", "args"])
+@pytest.mark.parametrize("config", [OwnConfig(), SimpleNamespace(n_head=4)])
+def test_configs_of_ones_own_are_read(name, config):
+    """Where no class states it in its own attributes, on the model or on a part."""
+    attention = Holder(c_attn=nn.Linear(32, 96), c_proj=nn.Linear(32, 32))
+    for holder in (attention, model := Holder(attn=attention)):
+        setattr(holder, name, config)
+        assert found(model)["attn.c_attn.weight"] == ("attention", [{"heads": 12, "dim": -2}])
+        assert found(model)["attn.c_proj.weight"] == ("attention", [{"heads": 4, "dim": -1}])
+        delattr(holder, name)
+    assert found(model)["attn.c_attn.weight"] == ("attention", None)
+
+
+def test_a_cap_in_the_code_around_a_head():
+    class Capped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tok_emb, self.lm_head = nn.Embedding(97, 32), nn.Linear(32, 97, bias=False)
+
+        def forward(self, x):
+            return 30 * torch.tanh(self.lm_head(self.tok_emb(x)) / 30)
+
+    groups = {g["role"]: g for g in param_groups(Capped())}
+    assert groups["lm_head"]["center"] is False and groups["lm_head"]["evidence"] == ["recognised"]

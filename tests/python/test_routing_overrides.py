@@ -37,6 +37,36 @@ def test_by_role_glob_and_name(qwen3):
     assert of(0, "down_proj") == (3.0, 0.8, None)
 
 
+STORED = {
+    "points": (nn.Conv2d(16, 48, 1), [{"flatten": True}]),
+    "grouped": (nn.Conv1d(8, 16, 3, groups=4), [{"flatten": True}, {"heads": 4, "dim": -2}]),
+    "transposed": (nn.ConvTranspose1d(8, 6, 3), [{"flatten": True}, {"transpose": True}]),
+    "bilinear": (nn.Bilinear(3, 4, 5), [{"flatten": True}]),
+    "linear": (nn.Linear(8, 6), None),
+}
+
+
+@pytest.mark.parametrize("role", ["attention", "mlp_in", "router", "lm_head"])
+@pytest.mark.parametrize("name", STORED)
+def test_another_role_keeps_how_a_tensor_is_stored(name, role):
+    module, layout = STORED[name]
+    model = nn.ModuleList([module])
+    group = group_of(model, "0.weight", overrides={"0.weight": {"role": role}})
+    assert (group["role"], group.get("layout")) == (role, layout)
+
+
+def test_a_layout_that_is_said_is_seen_in_why():
+    model = nn.ModuleDict({name: nn.Linear(8, 8, bias=False) for name in ("wq", "wk", "wv", "wo")})
+    said = {"wq.weight": {"layout": [{"heads": 4, "dim": -2}]}}
+    before, after = (
+        {g["param_names"][i]: why for g in groups for i, why in enumerate(g["why"])}
+        for groups in (param_groups(model), param_groups(model, said))
+    )
+    assert before["wq.weight"].startswith("attention, how many heads is not said")
+    assert after["wq.weight"] == "attention; layout: an override"
+    assert after["wk.weight"] == before["wk.weight"]
+
+
 def test_groups_split_by_options(qwen3):
     plain = param_groups(qwen3)
     split = param_groups(qwen3, {"model.layers.0.mlp.up_proj.weight": {"update_scale": 2.0}})

@@ -24,7 +24,8 @@ EquivariantOptions role_options(const std::string& role,
 
 // Options by full parameter name, by glob (as Python's fnmatch: '*', '?', "[abc]", "[!abc]") or by
 // role. A name counts more than a glob, a glob more than a role, and of two globs the later one.
-// `role` gives another role: its rule and its options, without the layout found before.
+// `role` gives another role: its rule and its options, and of the layout found before only how the
+// tensor is stored (flattened, transposed).
 using Overrides = std::vector<std::pair<std::string, EquivariantOptions>>;
 
 // Parameter groups for all parameters of `module` that require gradients, one for each role and

@@ -52,8 +52,9 @@ def param_groups(
             out; a tied parameter appears once, under its first name.
         overrides: options by full parameter name, glob (fnmatch) or role; a name counts more than
             a glob, a glob more than a role, and of two globs the later one. {"role": "router"}
-            gives another role: its rule and its options, without the layout found before. The
-            names of a tied parameter are all its names (the first 16 of them).
+            gives another role: its rule and its options, and of the layout found before only how
+            the tensor is stored. The names of a tied parameter are all its names (the first 16 of
+            them).
         adjust_lr_fn: the scale by shape that the optimizer will use ("match_rms_adamw",
             "original", "spectral_unclamped", "unit_rms_norm", "none"). Under all but the first and
             the last lookup tables are normalised by columns of the transpose. Stands in the groups
