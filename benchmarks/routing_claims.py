@@ -3,8 +3,9 @@
     python benchmarks/routing_claims.py [--library NAME] [--only NAME] [--number N] [--seed N]
                                         [--out FILE]
 
-Models are drawn in an order that the seed fixes, until so many (of transformers' types and of
-timm's entry points; of torchvision and diffusers all that tiny_models.py has) have run; those that
+Models are drawn in an order that the seed fixes, until so many have run (of transformers' types 40,
+of timm's entry points 200, unless a number is given; of torchvision and diffusers all that
+tiny_models.py has); those that
 do not build small, or do not run on the inputs made for them, are named and not counted. claims/
 says what is done to them. Of every block that a model's groups claim the report says
 
@@ -34,6 +35,7 @@ import torch
 from routing_survey import Worker, as_json, rounded, versions
 
 STATUS = ("right", "wrong", "unsure", "untested")
+NUMBERS = {"transformers": 40, "timm": 200}
 
 
 def first_class(model_type: str) -> str:
@@ -93,8 +95,9 @@ def candidates(library: str, seed: int) -> list[str]:
 
 def draw(library: str, args: argparse.Namespace) -> dict[str, dict]:
     worker, results = Worker(work, library), {}
+    number = args.number or NUMBERS.get(library)
     for name in candidates(library, args.seed):
-        if sum(r["status"] == "run" for r in results.values()) == args.number:
+        if sum(r["status"] == "run" for r in results.values()) == number:
             break
         if re.search(args.only, name):
             results[name] = worker.examine(name, args.limit)
@@ -130,7 +133,7 @@ def main(words=None) -> dict:
     libraries = ("transformers", "timm", "torchvision", "diffusers")
     parser.add_argument("--library", choices=libraries, help="default: all")
     parser.add_argument("--only", default="", help="models in whose name this pattern is found")
-    parser.add_argument("--number", type=int, default=40, help="models of a library that run")
+    parser.add_argument("--number", type=int, help="models of a library that run")
     parser.add_argument("--seed", type=int, default=0, help="of the order in which they are drawn")
     parser.add_argument("--limit", type=float, default=120, help="seconds a model may take")
     parser.add_argument("--out", type=Path, help="where the results go, as JSON")
