@@ -5,9 +5,9 @@
 
 Models are drawn in an order that the seed fixes, until so many have run (of transformers' types 40,
 of timm's entry points 200, unless a number is given; of torchvision and diffusers all that
-tiny_models.py has); those that
-do not build small, or do not run on the inputs made for them, are named and not counted. claims/
-says what is done to them. Of every block that a model's groups claim the report says
+tiny_models.py has); those that do not build small, or do not run on the inputs made for them, are
+named and not counted. claims/ says what is done to them. Of every block that a model's groups claim
+the report says
 
 right: moving its heads, neurons or experts leaves the outputs, cutting across them does not.
 wrong: one of these does not hold.
