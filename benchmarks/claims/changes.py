@@ -1,5 +1,6 @@
 """Tensors with a claim, what belongs together, and changes that are made for one run."""
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -200,6 +201,20 @@ class Model:
             if a.numel():
                 worst = max(worst, ((a - b).abs().max() / (a.std() + 1e-12)).item())
         return worst if worst == worst else math.inf
+
+    @contextlib.contextmanager
+    def zeroed(self, names: list[str]) -> Iterator[None]:
+        """The model with these tensors zero, until it is left."""
+        kept, before = {name: self.tensors[name].detach().clone() for name in names}, self.before
+        try:
+            for name in names:
+                self.tensors[name].data.zero_()
+            self.before = self.outputs()
+            yield
+        finally:
+            for name in names:
+                self.tensors[name].data.copy_(kept[name])
+            self.before = before
 
     def is_same(self, *changes) -> bool:
         return self.difference(*changes) < self.same

@@ -90,6 +90,9 @@ class Heads(Turns):
         if extras:
             how += ", with " + ", ".join(dict.fromkeys(kind_of(name) for name, _ in extras))
         if not self.model.is_changed(self.crossed(labels, kv, is_tiled, extras)):
+            if not self.queries_matter(labels):  # as with a single token, or one score for all
+                reason = f"{how}: whose queries are whose changes nothing here"
+                return Outcome("heads", self.names, "untested", reason)
             return Outcome("heads", self.names, "wrong", f"{how}: not more than one head")
         if self.has_turn(labels, kv, is_tiled):
             return Outcome("heads", self.names, "right", how)
@@ -99,6 +102,15 @@ class Heads(Turns):
         if several:
             return Outcome("heads", self.names, "wrong", f"{how}: each is {several} or more")
         return Outcome("heads", self.names, "unsure", f"{how}: a head could be several")
+
+    def queries_matter(self, labels: dict) -> bool:
+        """Whether the outputs change when two heads exchange their queries alone."""
+        change = Change()
+        for c, k, places in self.slots(labels):
+            slots = [places.get(("a", "q", head)) for head in (0, 1)]
+            if None not in slots:
+                exchange(change, c.name, *(c.parts[k][slot] for slot in slots))
+        return self.model.is_changed(change)
 
     def has_finer(self, factor: int) -> bool:
         """Whether as many times the heads can be moved as well."""
@@ -154,8 +166,26 @@ def check_heads(model: Model, claims: dict[str, Claim]) -> list[Outcome]:
                 reason = f"{together.reason}; all layers at once"
                 outcomes.append(Outcome("heads", outcome.names, "right", reason))
             else:
-                outcomes.append(Heads(model, claims, blocks[:1]).check_numbered() or outcome)
+                numbered = Heads(model, claims, blocks[:1]).check_numbered()
+                outcomes.append(numbered or without_rest(model, claims, blocks[0]) or outcome)
     return outcomes + with_wider_outputs(model, claims, [claims[name] for name in alone])
+
+
+def without_rest(model: Model, claims: dict[str, Claim], block: tuple) -> Outcome | None:
+    """Right if the heads can be moved once all else that stands beside them is zero: windows of
+    several sizes, as CoaT's heads have, hold each in its place."""
+    moved = [claims[name] for name in (*block[1], *block[2])]
+    own = {name for c in moved for name in (c.name, c.bias)}
+    inside = {id(t) for t in model.model.get_submodule(block[0]).parameters()}  # shared ones, too
+    rest = [n for n, t in model.tensors.items() if id(t) in inside and n not in own]
+    if not rest:
+        return None
+    with model.zeroed(rest):
+        outcome = Heads(model, claims, [block]).check()
+    if outcome.status != "right":
+        return None
+    beside = ", ".join(dict.fromkeys(kind_of(name) for name in rest))
+    return Outcome("heads", outcome.names, "right", f"{outcome.reason}; with {beside} zero")
 
 
 def add_single(claims: dict[str, Claim], folder: str, inner: list, outer: list) -> None:
