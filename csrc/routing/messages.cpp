@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <functional>
 #include <map>
 #include <regex>
 #include <sstream>
@@ -24,6 +25,42 @@ std::string text_of(const std::vector<int64_t>& shape) {
   return "[" + text + "]";
 }
 
+std::vector<std::string> parts_of(const std::string& name) {
+  std::vector<std::string> parts;
+  std::istringstream in(name);
+  for (std::string part; std::getline(in, part, '.');) parts.push_back(part);
+  return parts;
+}
+
+// Globs of names of one kind, each once: what differs between them is left open.
+std::vector<std::string> globs_of(const std::vector<std::string>& names,
+                                  const std::function<std::string(const std::string&)>& open) {
+  std::vector<std::vector<std::string>> split;
+  for (const std::string& name : names) split.push_back(parts_of(name));
+  std::vector<bool> differs(split.front().size());
+  for (const auto& parts : split) {
+    for (size_t i = 0; i < parts.size(); ++i) {
+      if (parts[i] != split.front()[i]) differs[i] = true;
+    }
+  }
+  std::vector<std::string> globs;
+  for (const auto& parts : split) {
+    std::string glob;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      glob += (i > 0 ? "." : "") + (differs[i] ? open(parts[i]) : parts[i]);
+    }
+    if (std::find(globs.begin(), globs.end(), glob) == globs.end()) globs.push_back(glob);
+  }
+  return globs;
+}
+
+// A number with as many digits. A star would take dots, too.
+std::string as_digits(const std::string& number) {
+  std::string glob;
+  for (size_t i = 0; i < number.size(); ++i) glob += "[0-9]";
+  return glob;
+}
+
 }  // namespace
 
 std::string kind_of(const std::string& name) {
@@ -32,20 +69,7 @@ std::string kind_of(const std::string& name) {
 }
 
 std::string glob_of(const std::vector<std::string>& names) {
-  std::vector<std::vector<std::string>> split;
-  for (const std::string& name : names) {
-    std::vector<std::string>& parts = split.emplace_back();
-    std::istringstream in(name);
-    for (std::string part; std::getline(in, part, '.');) parts.push_back(part);
-  }
-  std::string glob;
-  for (size_t i = 0; i < split.front().size(); ++i) {
-    const std::string& first = split.front()[i];
-    const bool is_same = std::all_of(split.begin(), split.end(),
-                                     [&](const auto& parts) { return parts[i] == first; });
-    glob += (i > 0 ? "." : "") + (is_same ? first : "*");
-  }
-  return glob;
+  return globs_of(names, [](const std::string&) { return std::string("*"); }).front();
 }
 
 std::string assumed_message(const std::vector<AssumedParam>& params,
@@ -102,13 +126,17 @@ std::string assumed_message(const std::vector<AssumedParam>& params,
       is_whole = false;
       break;
     }
-    const auto is_meant = [&](const std::string& name) {  // a star crosses dots
-      const auto found = roles.find(name);
-      const bool is_same = found != roles.end() && found->second == kind.first->role;
-      return is_same || !matches_glob(kind.glob, name);
+    const auto is_meant = [&](const std::string& glob) {
+      return std::all_of(names.begin(), names.end(), [&](const std::string& name) {
+        const auto found = roles.find(name);
+        const bool is_same = found != roles.end() && found->second == kind.first->role;
+        return is_same || !matches_glob(glob, name);
+      });
     };
-    if (std::all_of(names.begin(), names.end(), is_meant)) {
-      write(kind.glob, kind.first->role);
+    std::vector<std::string> globs = {kind.glob};
+    if (!is_meant(kind.glob)) globs = globs_of(kind.names, as_digits);
+    if (std::all_of(globs.begin(), globs.end(), is_meant)) {
+      for (const std::string& glob : globs) write(glob, kind.first->role);
       continue;
     }
     const size_t most = all ? kind.names.size() : std::min(kind.names.size(), kMostExamples);

@@ -199,14 +199,36 @@ def test_what_is_assumed_is_said_once_with_the_override():
     assert groups[0]["role"] == "router" and groups[0]["evidence"] == ["declared"]
 
 
-def test_the_advice_is_for_what_is_assumed_alone():
-    """As a glob '*.weight' would take the norm and the table too."""
-    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.LayerNorm(6), nn.Embedding(5, 6))
+def _layer():
+    attention = Holder(qkv=nn.Linear(8, 24), proj=nn.Linear(8, 8))
+    attention.n_heads = 2
+    return Holder(proj=nn.Linear(8, 8), attn=attention)
+
+
+ADVICE = {  # as globs these would take others too: a norm and a table, projections of attention
+    "names": (
+        lambda: nn.Sequential(
+            *[nn.Linear(6, 6) for _ in "ab"], nn.LayerNorm(6), nn.Embedding(5, 6)
+        ),
+        ["0.weight", "1.weight"],
+    ),
+    "digits": (
+        lambda: Holder(layers=nn.ModuleList(_layer() for _ in range(12))),
+        ["layers.[0-9].proj.weight", "layers.[0-9][0-9].proj.weight"],
+    ),
+    "a star": (lambda: nn.Sequential(*[nn.Linear(6, 6) for _ in "ab"]), ["*.weight"]),
+}
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_the_advice_is_for_what_is_assumed_alone(name):
+    make, keys = ADVICE[name]
+    model = make()
     with pytest.warns(UserWarning) as warned:
         param_groups(model)
     message = str(warned[0].message)
     advice = eval(message[message.index("{\n") : message.index("  }\n") + 3])
-    assert advice == {f"{i}.weight": {"role": "dense"} for i in range(2)}
+    assert advice == {key: {"role": "dense"} for key in keys}
     assert found(model, overrides=advice, strict=True) == found(model)
 
 
