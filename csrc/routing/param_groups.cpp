@@ -73,12 +73,9 @@ Resolved resolve(Sayings& sayings, const std::vector<std::string>& names, const 
   if (role == finding.role && finding.center) of_role.center(*finding.center);
   // What the role brings is for its own rule.
   const std::string& rule = options.rule().empty() ? of_role.rule() : options.rule();
-  if (rule == "adamw") {
-    const EquivariantOptions none;
-    of_role.layout({}).center(false).update_scale(1.0).adjust_lr_fn(none.adjust_lr_fn());
-  } else {
-    of_role.adjust_lr_fn(scale);
-  }
+  const std::string own_scale = rule == "adamw" ? EquivariantOptions().adjust_lr_fn() : scale;
+  if (rule == "adamw") of_role.layout({}).center(false).update_scale(1.0);
+  if (of_role.adjust_lr_fn() != own_scale) of_role.adjust_lr_fn(own_scale);
   options.fill_from(of_role);
   return {std::move(options), is_chosen, has_layout};
 }
