@@ -135,7 +135,7 @@ def main(words=None) -> dict:
     parser.add_argument("--only", default="", help="models in whose name this pattern is found")
     parser.add_argument("--number", type=int, help="models of a library that run")
     parser.add_argument("--seed", type=int, default=0, help="of the order in which they are drawn")
-    parser.add_argument("--limit", type=float, default=120, help="seconds a model may take")
+    parser.add_argument("--limit", type=float, default=300, help="seconds a model may take")
     parser.add_argument("--out", type=Path, help="where the results go, as JSON")
     args = parser.parse_args(words)
     libraries = [args.library] if args.library else libraries
