@@ -2,14 +2,12 @@
 #include "routing/name_patterns.h"
 
 #include <torch/nn/modules/activation.h>
-#include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/modules/normalization.h>
 #include <torch/nn/modules/rnn.h>
 
 #include <algorithm>
 #include <set>
-#include <sstream>
 
 namespace erlangen {
 
@@ -30,28 +28,14 @@ bool is_vector(const torch::Tensor& tensor) {
 
 // A depthwise kernel maps no channel to another, it is one filter a channel: not a matrix, and none
 // of the matrices' symmetries.
-template <typename Conv>
-std::optional<Finding> judge_convolution(const nn::Module& module, bool transposed) {
-  const auto* conv = dynamic_cast<const Conv*>(&module);
-  if (!conv) return std::nullopt;
-  const int64_t groups = conv->options.groups();
-  if (groups > 1 && groups == conv->options.in_channels() &&
-      (!transposed || groups == conv->options.out_channels())) {
-    return Finding{"other", Grade::declared, "a filter for each channel"};
+Finding judge_convolution(const nn::Module& module, const Convolution& conv) {
+  if (conv.groups > 1 && conv.groups == conv.in &&
+      (!conv.is_transposed || conv.groups == conv.out)) {
+    return {"other", Grade::declared, "a filter for each channel"};
   }
   const bool is_sure = !is_linear(module);  // what mixes neighbours is none of the other roles
-  return Finding{"dense", is_sure ? Grade::declared : Grade::assumed,
-                 is_sure ? "a convolution" : "a convolution of single points", storage_of(module)};
-}
-
-std::optional<Finding> judge_convolutions(const nn::Module& module) {
-  std::optional<Finding> finding = judge_convolution<nn::Conv1dImpl>(module, false);
-  if (!finding) finding = judge_convolution<nn::Conv2dImpl>(module, false);
-  if (!finding) finding = judge_convolution<nn::Conv3dImpl>(module, false);
-  if (!finding) finding = judge_convolution<nn::ConvTranspose1dImpl>(module, true);
-  if (!finding) finding = judge_convolution<nn::ConvTranspose2dImpl>(module, true);
-  if (!finding) finding = judge_convolution<nn::ConvTranspose3dImpl>(module, true);
-  return finding;
+  return {"dense", is_sure ? Grade::declared : Grade::assumed,
+          is_sure ? "a convolution" : "a convolution of single points", storage_of(module)};
 }
 
 // One number for each head, as a bias by distance has, is no vector that could be rotated.
@@ -88,7 +72,7 @@ Finding judge_weight(const Model& model, size_t place, const torch::Tensor& weig
   if (module.as<nn::BilinearImpl>()) {
     return {"dense", Grade::declared, "torch.nn.Bilinear", storage_of(module)};
   }
-  if (auto finding = judge_convolutions(module)) return *std::move(finding);
+  if (const auto conv = convolution_of(module)) return judge_convolution(module, *conv);
   return {"dense", Grade::assumed, "a " + model.tree[place].kind};
 }
 
@@ -152,13 +136,12 @@ Finding judge_tensor(const Model& model, size_t place, const std::string& name,
   if (const auto* attention = module.as<nn::MultiheadAttentionImpl>()) {
     return judge_attention(*attention, tensor);
   }
-  std::ostringstream sizes;
-  sizes << tensor.sizes();
+  const std::string sizes = c10::str(tensor.sizes());
   const auto by_name = [&](const std::string& what) -> Finding {
     if (has_stated_size(model, place, tensor)) {
       return {"other", Grade::recognised, what + ", by the name " + name};
     }
-    return {"other", Grade::assumed, what + " by the name " + name + " alone, " + sizes.str()};
+    return {"other", Grade::assumed, what + " by the name " + name + " alone, " + sizes};
   };
   if (is_found("vectors", name) && tensor.dim() == 2) return by_name("bias");
   // A square could be a matrix for all that its name says.
@@ -166,7 +149,7 @@ Finding judge_tensor(const Model& model, size_t place, const std::string& name,
   const bool is_square = tensor.dim() == 2 && all[0] == all[1];
   if (is_found("gains", name) && !is_square) return by_name("gains");
   if (is_found("tables_of_numbers", name)) return by_name("numbers");
-  return {"other", Grade::assumed, "a tensor of " + kind + " itself, " + sizes.str()};
+  return {"other", Grade::assumed, "a tensor of " + kind + " itself, " + sizes};
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 
 #include "routing/overrides.h"
 
+#include <c10/util/ArrayRef.h>
+#include <c10/util/StringUtil.h>
 #include <c10/util/accumulate.h>
 
 #include <algorithm>
@@ -18,12 +20,6 @@ namespace {
 
 constexpr size_t kMostKinds = 12;  // that a warning lists
 constexpr size_t kMostExamples = 3;
-
-std::string text_of(const std::vector<int64_t>& shape) {
-  std::string text;
-  for (const int64_t size : shape) text += (text.empty() ? "" : ", ") + std::to_string(size);
-  return "[" + text + "]";
-}
 
 std::vector<std::string> parts_of(const std::string& name) {
   std::vector<std::string> parts;
@@ -104,7 +100,8 @@ std::string assumed_message(const std::vector<AssumedParam>& params,
     const Kind& kind = kinds[i];
     const size_t count = kind.names.size();
     text += "  " + (count > 1 ? std::to_string(count) + " × " : "") + kind.glob + " " +
-            text_of(kind.first->shape) + ": " + kind.first->role + ", as " + kind.first->why + "\n";
+            c10::str(c10::IntArrayRef(kind.first->shape)) + ": " + kind.first->role + ", as " +
+            kind.first->why + "\n";
   }
   if (shown < kinds.size()) {
     text += "  ... and " + std::to_string(kinds.size() - shown) + " more kinds\n";

@@ -48,12 +48,20 @@ std::string class_name(const nn::Module& module) {
   return name;
 }
 
-template <typename Conv>
-bool looks_at_points(const nn::Module& module) {
-  const auto* conv = dynamic_cast<const Conv*>(&module);
-  if (!conv || conv->options.groups() != 1) return false;
-  const auto& kernel = *conv->options.kernel_size();
-  return std::all_of(kernel.begin(), kernel.end(), [](int64_t size) { return size == 1; });
+template <typename... Convs>
+std::optional<Convolution> convolution_among(const nn::Module& module) {
+  std::optional<Convolution> result;
+  const auto read = [&](const auto* conv) {
+    if (!conv) return;
+    const auto& options = conv->options;
+    const auto& kernel = *options.kernel_size();
+    const bool is_point =
+        std::all_of(kernel.begin(), kernel.end(), [](int64_t size) { return size == 1; });
+    result = {options.in_channels(), options.out_channels(), options.groups(), options.transposed(),
+              is_point};
+  };
+  (read(dynamic_cast<const Convs*>(&module)), ...);
+  return result;
 }
 
 Sizes stated_by(const nn::Module& module) {
@@ -104,9 +112,15 @@ ModulePlace place_of(const ModuleNode& node) {
 
 }  // namespace
 
+std::optional<Convolution> convolution_of(const nn::Module& module) {
+  return convolution_among<nn::Conv1dImpl, nn::Conv2dImpl, nn::Conv3dImpl, nn::ConvTranspose1dImpl,
+                           nn::ConvTranspose2dImpl, nn::ConvTranspose3dImpl>(module);
+}
+
 bool is_linear(const nn::Module& module) {
-  return is_any<nn::LinearImpl>(module) || looks_at_points<nn::Conv1dImpl>(module) ||
-         looks_at_points<nn::Conv2dImpl>(module) || looks_at_points<nn::Conv3dImpl>(module);
+  const auto conv = convolution_of(module);
+  return is_any<nn::LinearImpl>(module) ||
+         (conv && !conv->is_transposed && conv->groups == 1 && conv->looks_at_points);
 }
 
 bool is_embedding(const nn::Module& module) {
@@ -114,13 +128,13 @@ bool is_embedding(const nn::Module& module) {
 }
 
 bool is_convolution(const nn::Module& module) {
-  return is_any<nn::Conv1dImpl, nn::Conv2dImpl, nn::Conv3dImpl>(module);
+  const auto conv = convolution_of(module);
+  return conv && !conv->is_transposed;
 }
 
 bool has_one_weight(const nn::Module& module) {
-  return is_linear(module) || is_embedding(module) || is_convolution(module) ||
-         is_any<nn::ConvTranspose1dImpl, nn::ConvTranspose2dImpl, nn::ConvTranspose3dImpl,
-                nn::BilinearImpl>(module);
+  return is_any<nn::LinearImpl, nn::BilinearImpl>(module) || is_embedding(module) ||
+         convolution_of(module);
 }
 
 torch::Tensor weight_of(const ModuleNode& node) {
@@ -130,29 +144,13 @@ torch::Tensor weight_of(const ModuleNode& node) {
   return {};
 }
 
-namespace {
-
-template <typename Conv>
-bool add_storage(const nn::Module& module, bool is_transposed, Layout& layout) {
-  const auto* conv = dynamic_cast<const Conv*>(&module);
-  if (!conv) return false;
-  layout.push_back(LayoutStep::flatten());
-  if (conv->options.groups() > 1) layout.push_back(LayoutStep::heads(conv->options.groups(), -2));
-  if (is_transposed) layout.push_back(LayoutStep::transpose());
-  return true;
-}
-
-}  // namespace
-
 Layout storage_of(const nn::Module& module) {
   if (is_any<nn::BilinearImpl>(module)) return {LayoutStep::flatten()};
-  Layout layout;
-  add_storage<nn::Conv1dImpl>(module, false, layout) ||
-      add_storage<nn::Conv2dImpl>(module, false, layout) ||
-      add_storage<nn::Conv3dImpl>(module, false, layout) ||
-      add_storage<nn::ConvTranspose1dImpl>(module, true, layout) ||
-      add_storage<nn::ConvTranspose2dImpl>(module, true, layout) ||
-      add_storage<nn::ConvTranspose3dImpl>(module, true, layout);
+  const auto conv = convolution_of(module);
+  if (!conv) return {};
+  Layout layout = {LayoutStep::flatten()};
+  if (conv->groups > 1) layout.push_back(LayoutStep::heads(conv->groups, -2));
+  if (conv->is_transposed) layout.push_back(LayoutStep::transpose());
   return layout;
 }
 

@@ -6,6 +6,7 @@
 #include <erlangen/options.h>
 #include <torch/nn/module.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,10 +35,17 @@ struct Model {
   NamedTensors named_parameters() const;
 };
 
+// What routing asks of any of torch's convolutions.
+struct Convolution {
+  int64_t in, out, groups;
+  bool is_transposed, looks_at_points;
+};
+std::optional<Convolution> convolution_of(const torch::nn::Module& module);
+
 // Whether the module is one linear map: Linear, or a convolution that looks at single points.
 bool is_linear(const torch::nn::Module& module);
 bool is_embedding(const torch::nn::Module& module);
-bool is_convolution(const torch::nn::Module& module);
+bool is_convolution(const torch::nn::Module& module);  // and none that is transposed
 // Whether modules of this type have one weight of two or more dimensions.
 bool has_one_weight(const torch::nn::Module& module);
 

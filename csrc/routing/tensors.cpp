@@ -3,7 +3,6 @@
 #include "routing/name_patterns.h"
 
 #include <torch/nn/modules/activation.h>
-#include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/embedding.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/modules/normalization.h>
@@ -27,17 +26,11 @@ void add_widths(const nn::Module& module, std::set<int64_t>& widths) {
   const auto of_linear = [&](const auto& m) {
     widths.insert({m.options.in_features(), m.options.out_features()});
   };
-  const auto of_conv = [&](const auto& m) { widths.insert(m.options.out_channels()); };
   const auto of_table = [&](const auto& m) { widths.insert(m.options.embedding_dim()); };
   read_as<nn::LinearImpl>(module, of_linear);
   read_as<nn::BilinearImpl>(module,
                             [&](const auto& m) { widths.insert(m.options.out_features()); });
-  read_as<nn::Conv1dImpl>(module, of_conv);
-  read_as<nn::Conv2dImpl>(module, of_conv);
-  read_as<nn::Conv3dImpl>(module, of_conv);
-  read_as<nn::ConvTranspose1dImpl>(module, of_conv);
-  read_as<nn::ConvTranspose2dImpl>(module, of_conv);
-  read_as<nn::ConvTranspose3dImpl>(module, of_conv);
+  if (const auto conv = convolution_of(module)) widths.insert(conv->out);
   read_as<nn::EmbeddingImpl>(module, of_table);
   read_as<nn::EmbeddingBagImpl>(module, of_table);
   read_as<nn::MultiheadAttentionImpl>(module,

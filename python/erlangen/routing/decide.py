@@ -227,7 +227,7 @@ def _uncentered_by_code(place: Place) -> dict:
     """No centering where the code around the head has words of what sees a shared shift."""
     user = place.owner
     words = ("tanh", "sigmoid", "binary_cross_entropy_with_logits", "logsumexp")
-    sees = user is not None and any(modules.calls(user.module, word) for word in words)
+    sees = user is not None and modules.calls(user.module, *words)
     return dict(UNCENTERED) if sees else {}
 
 

@@ -48,8 +48,7 @@ def router_options(place: Place) -> dict:
         # What a block of experts does with sigmoids may be its shared experts' gate; what methods
         # about routing do is not.
         own = p is place or re.search(ROUTER_CLASSES, modules.class_name(p.module)) is not None
-        about_routing = lambda method, own=own: own or "rout" in method  # noqa: E731
-        if any(modules.calls(p.module, word, about_routing) for word in _SEE_SHIFTS):
+        if modules.calls(p.module, *_SEE_SHIFTS, methods=lambda m, own=own: own or "rout" in m):
             return dict(UNCENTERED)
         takes_softmax = takes_softmax or modules.calls(p.module, "softmax")
         takes_softmax = takes_softmax or any(

@@ -267,10 +267,10 @@ def is_part_of_weight(place: Place) -> bool:
     return any(parametrize.is_parametrized(user.module) for user in users)
 
 
-def calls(module: nn.Module, name: str, methods: Callable[[str], bool] = lambda m: True) -> bool:
-    """Whether a method of the module's class names `name` in its code."""
+def calls(module: nn.Module, *names: str, methods: Callable[[str], bool] = lambda m: True) -> bool:
+    """Whether a method of the module's class names one of these in its code."""
     return any(
-        name in code.co_names
+        not set(names).isdisjoint(code.co_names)
         for kind in type(module).__mro__
         if kind.__module__.split(".")[0] != "torch"
         for code in _codes(kind, methods)
