@@ -84,6 +84,9 @@ class Heads(Turns):
             return Outcome("heads", self.names, "unsure", f"{self.heads} heads out, in {numbers}")
         found = self.find_move()
         if found is None:
+            if self.has_values_alone():
+                reason = "values turn head by head; the queries come from elsewhere"
+                return Outcome("heads", self.names, "untested", reason)
             return Outcome("heads", self.names, "wrong", "heads cannot be moved")
         kv, is_tiled, labels, extras = found
         how = f"{self.heads} heads, {kv} of keys and values"
@@ -111,6 +114,32 @@ class Heads(Turns):
             if None not in slots:
                 exchange(change, c.name, *(c.parts[k][slot] for slot in slots))
         return self.model.is_changed(change)
+
+    def has_values_alone(self) -> bool:
+        """Whether these are keys and values of as many heads as there are outputs, whose queries
+        other modules make: no head can be moved without them. Each value's entries can be turned,
+        and half of one head's exchanged with another's is another output."""
+        for labels in self.all_labels(self.heads):
+            if any(kind == "q" for _, _, places in self.slots(labels) for _, kind, _ in places):
+                continue
+            for series in self.values(labels, self.heads):
+                turns = self.is_turned(series, self.heads, False)
+                if turns and self.model.is_changed(self.values_crossed(series)):
+                    return True
+        return False
+
+    def values_crossed(self, series: list[tuple]) -> Change:
+        """Half of the entries of two heads' values exchanged."""
+        change = Change()
+        for c, k, places, wanted in series:
+            a, b = (places[(*wanted, head)] for head in (0, 1))
+            exchange(change, c.name, c.parts[k][a], c.parts[k][b])
+            if c.bias_parts:
+                exchange(change, c.bias, c.bias_parts[k][a], c.bias_parts[k][b])
+        for c in self.outer:
+            for part in c.parts:
+                exchange(change, c.name, part[0].mT, part[1].mT)
+        return change
 
     def has_finer(self, factor: int) -> bool:
         """Whether as many times the heads can be moved as well."""

@@ -43,15 +43,14 @@ class Turns(Slots):
         return turn
 
     def has_turn(self, labels: dict, kv: int, is_tiled: bool) -> bool:
-        """Rotations, or (where something acts on each entry) an order of the entries."""
+        """Whether some series are values: their entries can be rotated."""
+        return any(self.is_turned(series, kv, is_tiled) for series in self.values(labels, kv))
+
+    def is_turned(self, series: list[tuple], kv: int, is_tiled: bool) -> bool:
         generator = torch.Generator().manual_seed(2)
         shape = (self.heads, self.size, self.size)
         noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-        turns = torch.linalg.qr(noise).Q
-        return any(
-            self.model.is_same(self.turned(series, kv, is_tiled, turns))
-            for series in self.values(labels, kv)
-        )
+        return self.model.is_same(self.turned(series, kv, is_tiled, torch.linalg.qr(noise).Q))
 
     def has_inner_order(self, labels: dict, kv: int) -> bool:
         """Each head's entries in another order: of values, and of what gates or scales them."""

@@ -156,6 +156,37 @@ def test_what_is_not_reached_is_not_tested():
     }
 
 
+class QueriesFromElsewhere(torch.nn.Module):
+    """Keys and values of an attention whose queries are made by another module."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries = torch.nn.Conv1d(24, 24, 3, padding=1)
+        self.attn = torch.nn.Module()
+        self.attn.num_heads = 4
+        self.attn.kv = torch.nn.Linear(24, 48)
+        self.attn.proj = torch.nn.Linear(24, 24)
+
+    def forward(self, x):
+        q = self.queries(x.mT).mT.unflatten(-1, (4, 6)).transpose(1, 2)
+        k, v = (t.unflatten(-1, (4, 6)).transpose(1, 2) for t in self.attn.kv(x).chunk(2, -1))
+        scores = (q @ k.mT).softmax(-1)
+        return self.attn.proj((scores @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("heads, status", [(4, "untested"), (8, "wrong"), (2, "wrong")])
+def test_heads_whose_queries_come_from_elsewhere(heads, status):
+    torch.manual_seed(0)
+    whole = QueriesFromElsewhere().double()
+    x = torch.randn(2, 5, 24, dtype=torch.float64)
+    model = claims.Model(whole, lambda m: [m(x)])
+    changes = {
+        "attn.kv.weight": {"role": "attention", "layout": rows(2 * heads)},
+        "attn.proj.weight": {"role": "attention", "layout": columns(heads)},
+    }
+    assert statuses(model, changes) == {("heads", status)}
+
+
 def test_changes_leave_no_trace():
     model = small("qwen2_moe")
     before = {name: t.clone() for name, t in model.tensors.items()}
