@@ -44,16 +44,9 @@ class Heads(Turns):
         pairs = {"q": (0, other), "kv": (0, 1) if kv > 1 else (0, 0)}
         change = Change()
         for c, k, places in self.slots(labels):
-            tensors = [(c.name, c.parts[k])]
-            if c.bias_parts:
-                tensors.append((c.bias, c.bias_parts[k]))
             for series in dict.fromkeys((s, kind) for s, kind, _ in places):
-                a, b = (places[(*series, i)] for i in pairs[series[1]])
-                for name, part in tensors if a != b else ():
-                    exchange(change, name, part[a], part[b])
-        for c in self.outer:
-            for part in c.parts:
-                exchange(change, c.name, part[0].mT, part[other].mT)
+                exchange_slots(change, c, k, *(places[(*series, i)] for i in pairs[series[1]]))
+        self.cross_outputs(change, other)
         for name, moves in extras:
             shape = self.model.tensors[name].shape
             index = torch.arange(shape.numel()).reshape(shape)
@@ -67,6 +60,12 @@ class Heads(Turns):
                     a, b = pairs[kind]
                     exchange(change, name, blocks[a], blocks[b])
         return change
+
+    def cross_outputs(self, change: Change, other: int) -> None:
+        """The first head's and another's."""
+        for c in self.outer:
+            for part in c.parts:
+                exchange(change, c.name, part[0].mT, part[other].mT)
 
     def check(self) -> Outcome:
         self.model.runs = 0
@@ -119,12 +118,14 @@ class Heads(Turns):
         """Whether these are keys and values of as many heads as there are outputs, whose queries
         other modules make: no head can be moved without them. Each value's entries can be turned,
         and half of one head's exchanged with another's is another output."""
+        turns = self.turns()
         for labels in self.all_labels(self.heads):
             if any(kind == "q" for _, _, places in self.slots(labels) for _, kind, _ in places):
                 continue
             for series in self.values(labels, self.heads):
-                turns = self.is_turned(series, self.heads, False)
-                if turns and self.model.is_changed(self.values_crossed(series)):
+                turned = self.turned(series, self.heads, False, turns)
+                crossed = self.values_crossed(series)
+                if self.model.is_same(turned) and self.model.is_changed(crossed):
                     return True
         return False
 
@@ -132,13 +133,8 @@ class Heads(Turns):
         """Half of the entries of two heads' values exchanged."""
         change = Change()
         for c, k, places, wanted in series:
-            a, b = (places[(*wanted, head)] for head in (0, 1))
-            exchange(change, c.name, c.parts[k][a], c.parts[k][b])
-            if c.bias_parts:
-                exchange(change, c.bias, c.bias_parts[k][a], c.bias_parts[k][b])
-        for c in self.outer:
-            for part in c.parts:
-                exchange(change, c.name, part[0].mT, part[1].mT)
+            exchange_slots(change, c, k, *(places[(*wanted, head)] for head in (0, 1)))
+        self.cross_outputs(change, 1)
         return change
 
     def has_finer(self, factor: int) -> bool:
@@ -169,6 +165,13 @@ class Heads(Turns):
                             how = f"{self.heads} heads, {kv} of keys and values, each in its place"
                             return Outcome("heads", self.names, "right", how)
         return None
+
+
+def exchange_slots(change: Change, c: Claim, k: int, a: int, b: int) -> None:
+    """Half of the rows of two heads in a tensor, and in its bias."""
+    exchange(change, c.name, c.parts[k][a], c.parts[k][b])
+    if c.bias_parts:
+        exchange(change, c.bias, c.bias_parts[k][a], c.bias_parts[k][b])
 
 
 def check_heads(model: Model, claims: dict[str, Claim]) -> list[Outcome]:

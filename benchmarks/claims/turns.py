@@ -44,13 +44,18 @@ class Turns(Slots):
 
     def has_turn(self, labels: dict, kv: int, is_tiled: bool) -> bool:
         """Whether some series are values: their entries can be rotated."""
-        return any(self.is_turned(series, kv, is_tiled) for series in self.values(labels, kv))
+        turns = self.turns()
+        return any(
+            self.model.is_same(self.turned(series, kv, is_tiled, turns))
+            for series in self.values(labels, kv)
+        )
 
-    def is_turned(self, series: list[tuple], kv: int, is_tiled: bool) -> bool:
+    def turns(self) -> Tensor:
+        """A rotation for each head."""
         generator = torch.Generator().manual_seed(2)
         shape = (self.heads, self.size, self.size)
         noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-        return self.model.is_same(self.turned(series, kv, is_tiled, torch.linalg.qr(noise).Q))
+        return torch.linalg.qr(noise).Q
 
     def has_inner_order(self, labels: dict, kv: int) -> bool:
         """Each head's entries in another order: of values, and of what gates or scales them."""
